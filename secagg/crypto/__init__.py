@@ -1,0 +1,1 @@
+"""The cryptographic base: derivation, sealing, keystreams, secret sharing."""

@@ -1,0 +1,38 @@
+"""What the round needs from whatever carries its frames."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Engine(Protocol):
+    """Carries opaque frames between the server and its peers, one exchange at a time.
+
+    An engine promises nothing about who delivers what: the protocol checks every frame end to end.
+    """
+
+    @property
+    def peers(self) -> tuple[int, ...]:
+        """The client ids that can be reached."""
+        ...
+
+    @property
+    def client_seconds(self) -> Mapping[str, Mapping[int, float]]:
+        """`{phase: {client: seconds}}` that clients spent computing, as far as the engine knows (else empty)."""
+        ...
+
+    def exchange(self, phase: str, frames: Mapping[int, bytes], *, deadline_s: float | None) -> dict[int, bytes]:
+        """Delivers a frame to each addressed peer and gives back the answers that came in time.
+
+        Args:
+            phase: advertise, share, mask, confirm or unmask.
+            frames: By client id. In the phase `advertise` it is the canonical encoding of the round's parameters.
+            deadline_s: Seconds to wait for answers. None: until each peer has answered or failed.
+
+        Returns:
+            The answers; silent or failed peers are absent.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of connections and buffers."""
+        ...

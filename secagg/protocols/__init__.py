@@ -1,0 +1,1 @@
+"""Secure-aggregation protocols, one package each."""

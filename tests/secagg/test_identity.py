@@ -1,0 +1,214 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from secagg import errors
+from secagg.crypto.kdf import Label, framed
+from secagg.crypto.sealing import SERVER_ID, SUITES, Purpose, box_info
+from secagg.errors import DecodeError, InputError, ParameterError, PeerFault, SealError, ServerFault
+from secagg.identity import Identity, Roster, ServerIdentity
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "crypto.json").read_text("utf-8"))
+MESSAGE = b"what is signed"
+
+
+def fixed(value):
+    """Entropy of one repeated byte."""
+    return lambda count: bytes([value]) * count
+
+
+def roster_of(*ids):
+    """A roster of fixed keys, its server, and its clients by id."""
+    server = ServerIdentity.generate("classical", fixed(200))
+    clients = {party: Identity.generate(party, fixed(place + 1)) for place, party in enumerate(ids)}
+    keys = {party: client.public_key for party, client in clients.items()}
+    return Roster(keys, server.verify_key, server.sealing_key), server, clients
+
+
+def vector_roster():
+    """The roster of the recorded signatures."""
+    client, server = VECTORS["signature"]
+    return Roster({client["party"]: bytes.fromhex(client["public"])}, bytes.fromhex(server["public"]), b"\x01" * 32)
+
+
+def verify_vector(vector):
+    """Verify a recorded signature."""
+    message, signature = bytes.fromhex(vector["message"]), bytes.fromhex(vector["signature"])
+    vector_roster().verify(vector["party"], Label[vector["label"]], message, signature)
+
+
+def test_signature_vectors():
+    """A client and the server sign as recorded, and the roster accepts it."""
+    checked = 0
+    for vector in VECTORS["signature"]:
+        key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vector["seed"]))
+        secret = SUITES["classical"].key_pair(None, bytes(32))
+        signer = ServerIdentity(key, secret) if vector["party"] == SERVER_ID else Identity(vector["party"], key)
+        signature = signer.sign(Label[vector["label"]], bytes.fromhex(vector["message"]))
+        assert signature.hex() == vector["signature"]
+        verify_vector(vector)
+        checked += 1
+    assert checked == 2
+
+
+def test_bad_signature_vectors():
+    """Each recorded flaw raises its error."""
+    checked = 0
+    for vector in VECTORS["bad_signature"]:
+        with pytest.raises(getattr(errors, vector["error"])):
+            verify_vector(vector)
+        checked += 1
+    assert checked == 12
+
+
+def test_s14_wrong_signature_names_the_client():
+    """The fault carries the client's id, also above 2**63, and the label."""
+    roster, _, clients = roster_of(0, 2**63 + 9)
+    signature = clients[0].sign(Label.STATEMENT, MESSAGE)
+    with pytest.raises(PeerFault, match=f"client {2**63 + 9}.*STATEMENT") as caught:
+        roster.verify(2**63 + 9, Label.STATEMENT, MESSAGE, signature)
+    assert caught.value.party == 2**63 + 9
+
+
+def test_s28_another_clients_signature_does_not_pass():
+    """Each client's signature passes for that client alone."""
+    roster, server, clients = roster_of(1, 2, 3)
+    for signer in (*clients.values(), server):
+        signature = signer.sign(Label.SIGNATURE_FRAME, MESSAGE)
+        roster.verify(signer.id, Label.SIGNATURE_FRAME, MESSAGE, signature)
+        for other in {1, 2, 3, SERVER_ID} - {signer.id}:
+            with pytest.raises((PeerFault, ServerFault)):
+                roster.verify(other, Label.SIGNATURE_FRAME, MESSAGE, signature)
+
+
+def test_a_signature_holds_under_one_label_only():
+    """Whatever the labels and however the message begins, a signature is none under another label."""
+    roster, _, clients = roster_of(1)
+    for label in Label:
+        signature = clients[1].sign(label, MESSAGE)
+        roster.verify(1, label, MESSAGE, signature)
+        for other in set(Label) - {label}:
+            with pytest.raises(PeerFault):
+                roster.verify(1, other, MESSAGE, signature)
+    shifted = clients[1].sign(Label.STATEMENT, framed(Label.ROSTER))
+    with pytest.raises(PeerFault):
+        roster.verify(1, Label.ROSTER, framed(Label.STATEMENT), shifted)
+
+
+def test_unknown_party_is_named():
+    """An id that is not on the roster is an error of its own: there is nobody to blame."""
+    roster, _, clients = roster_of(1)
+    with pytest.raises(DecodeError, match="party 2 is not on the roster"):
+        roster.verify(2, Label.STATEMENT, MESSAGE, clients[1].sign(Label.STATEMENT, MESSAGE))
+
+
+@pytest.mark.parametrize("party", [-1, SERVER_ID, 2**64])
+def test_client_ids_are_u64_below_the_servers(party):
+    """No client can have the server's id, or none."""
+    with pytest.raises(ParameterError, match=f"not {party}"):
+        Identity.generate(party)
+    roster, server, _ = roster_of()
+    with pytest.raises(ParameterError, match=f"not {party}"):
+        Roster({**roster.clients, party: bytes(32)}, server.verify_key, server.sealing_key)
+
+
+def test_roster_refuses_malformed_and_repeated_keys():
+    """A key of another length or one that two parties share is refused, by name."""
+    _, server, clients = roster_of(1, 2)
+    key, sealing = clients[1].public_key, server.sealing_key
+    for arguments, named in (
+        (({1: key[:-1]}, server.verify_key, sealing), "client 1 has 31 bytes"),
+        (({1: key}, server.verify_key + b"\x00", sealing), "the server has 33 bytes"),
+        (({1: key, 7: key}, server.verify_key, sealing), "client 1 and client 7 have the same key"),
+        (({1: key}, key, sealing), "client 1 and the server have the same key"),
+        (({1: key}, server.verify_key, sealing[:-1]), "sealing key of 31 bytes"),
+    ):
+        with pytest.raises(ParameterError, match=named):
+            Roster(*arguments)
+
+
+def test_roster_is_a_sorted_copy_that_nobody_changes():
+    """Later changes of the caller's mapping do not reach the roster, and the roster takes none."""
+    _, server, clients = roster_of(9, 3)
+    keys = {party: client.public_key for party, client in clients.items()}
+    roster = Roster(keys, server.verify_key, server.sealing_key)
+    keys.clear()
+    assert list(roster.clients) == [3, 9]
+    with pytest.raises(TypeError):
+        roster.clients[3] = bytes(32)
+    with pytest.raises(AttributeError):
+        roster.server_verify_key = bytes(32)
+
+
+def test_fingerprint_covers_every_key_and_no_order():
+    """The same keys in another order give the same fingerprint; any other key or id gives another one."""
+    roster, server, clients = roster_of(1, 2)
+    one, two = clients[1].public_key, clients[2].public_key
+    verify, sealing = server.verify_key, server.sealing_key
+    same = Roster({2: two, 1: one}, verify, sealing)
+    assert same == roster
+    assert same.fingerprint() == roster.fingerprint()
+    others = [
+        Roster({1: two, 2: one}, verify, sealing),
+        Roster({1: one, 3: two}, verify, sealing),
+        Roster({1: one}, verify, sealing),
+        Roster({1: one, 2: two}, sealing, sealing),
+        Roster({1: one, 2: two}, verify, verify),
+    ]
+    prints = {other.fingerprint() for other in others} | {roster.fingerprint()}
+    assert len(prints) == 6
+    assert all(len(bytes.fromhex(text)) == 32 for text in prints)
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_server_opens_what_is_sealed_to_it(suite):
+    """A box to the sealing key opens, under its own info only."""
+    server = ServerIdentity.generate(suite, fixed(3))
+    assert server.suite == suite
+    assert len(server.sealing_key) == SUITES[suite].public_key_length
+    info = box_info(Purpose.MAC_KEY, bytes(32), 1, SERVER_ID)
+    box = SUITES[suite].seal(server.sealing_key, b"one-time key", info=info)
+    assert server.open(box, info=info) == b"one-time key"
+    with pytest.raises(SealError):
+        server.open(box, info=box_info(Purpose.MAC_KEY, bytes(32), 2, SERVER_ID))
+
+
+def test_keys_come_from_the_entropy_alone():
+    """The same entropy gives the same keys, other entropy others, and the default gives fresh ones."""
+    assert Identity.generate(1, fixed(1)).public_key == Identity.generate(2, fixed(1)).public_key
+    assert Identity.generate(1, fixed(1)).public_key != Identity.generate(1, fixed(2)).public_key
+    assert Identity.generate(1).public_key != Identity.generate(1).public_key
+    assert ServerIdentity.generate().sealing_key != ServerIdentity.generate().sealing_key
+    assert (
+        ServerIdentity.generate("hybrid", fixed(1)).sealing_key
+        == ServerIdentity.generate("hybrid", fixed(1)).sealing_key
+    )
+
+
+def test_short_entropy_and_unknown_suites_are_refused():
+    """A short read never becomes a key, and a suite is one of two."""
+    with pytest.raises(InputError, match="32 bytes"):
+        Identity.generate(1, lambda count: bytes(count - 1))
+    with pytest.raises(InputError, match="64 bytes"):
+        ServerIdentity.generate("hybrid", lambda count: bytes(min(count, 32)))
+    with pytest.raises(ParameterError, match="'quantum'"):
+        ServerIdentity.generate("quantum")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Identity.generate(5, fixed(0xAB)), lambda: ServerIdentity.generate("hybrid", fixed(0xAB))]
+)
+def test_identities_never_print_or_copy(make):
+    """Neither repr nor str shows the private key, and no copy or pickle is made."""
+    party = make()
+    for text in (repr(party), str(party), repr([party])):
+        assert "abababab" not in text
+        assert r"\xab" not in text
+        assert "redacted" in text
+    for take in (copy.copy, copy.deepcopy, lambda one: one.__reduce_ex__(4), lambda one: one.__getstate__()):
+        with pytest.raises(TypeError, match="never pickled"):
+            take(party)
+    assert not hasattr(party, "__dict__")
