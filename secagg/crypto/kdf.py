@@ -38,7 +38,6 @@ class Label(Enum):
     CHANNEL_KEY_X25519 = VERSION + b" channel key X25519"
     SIGNATURE_FRAME = VERSION + b" frame signature"
     SIGNATURE_STATEMENT = VERSION + b" statement signature"
-    STATEMENT = VERSION + b" statement"
     ROSTER = VERSION + b" roster"
     TEST_ENTROPY = VERSION + b" test entropy"
 

@@ -67,9 +67,9 @@ def test_bad_signature_vectors():
 def test_s14_wrong_signature_names_the_client():
     """The fault carries the client's id, also above 2**63, and the label."""
     roster, _, clients = roster_of(0, 2**63 + 9)
-    signature = clients[0].sign(Label.STATEMENT, MESSAGE)
+    signature = clients[0].sign(Label.SIGNATURE_STATEMENT, MESSAGE)
     with pytest.raises(PeerFault, match=f"client {2**63 + 9}.*STATEMENT") as caught:
-        roster.verify(2**63 + 9, Label.STATEMENT, MESSAGE, signature)
+        roster.verify(2**63 + 9, Label.SIGNATURE_STATEMENT, MESSAGE, signature)
     assert caught.value.party == 2**63 + 9
 
 
@@ -93,16 +93,16 @@ def test_a_signature_holds_under_one_label_only():
         for other in set(Label) - {label}:
             with pytest.raises(PeerFault):
                 roster.verify(1, other, MESSAGE, signature)
-    shifted = clients[1].sign(Label.STATEMENT, framed(Label.ROSTER))
+    shifted = clients[1].sign(Label.SIGNATURE_STATEMENT, framed(Label.ROSTER))
     with pytest.raises(PeerFault):
-        roster.verify(1, Label.ROSTER, framed(Label.STATEMENT), shifted)
+        roster.verify(1, Label.ROSTER, framed(Label.SIGNATURE_STATEMENT), shifted)
 
 
 def test_unknown_party_is_named():
     """An id that is not on the roster is an error of its own: there is nobody to blame."""
     roster, _, clients = roster_of(1)
     with pytest.raises(DecodeError, match="party 2 is not on the roster"):
-        roster.verify(2, Label.STATEMENT, MESSAGE, clients[1].sign(Label.STATEMENT, MESSAGE))
+        roster.verify(2, Label.SIGNATURE_STATEMENT, MESSAGE, clients[1].sign(Label.SIGNATURE_STATEMENT, MESSAGE))
 
 
 @pytest.mark.parametrize("party", [-1, SERVER_ID, 2**64])
