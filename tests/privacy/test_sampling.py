@@ -1,0 +1,279 @@
+import itertools
+import math
+from bisect import bisect_right
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mpmath import mp, mpf
+
+from privacy import sampling
+from privacy.errors import SamplerError
+from privacy.sampling import DiscreteGaussian
+
+KEY = bytes(range(32))
+LARGEST = DiscreteGaussian(1e8)
+
+
+def entries(table):
+    """The 128-bit cumulative entries of a table as Python integers."""
+    return [(int(high) << 64) | int(low) for high, low in zip(table.high, table.low, strict=True)]
+
+
+def masses(table):
+    """The folded law of a table in units of 2**-128: mass of each magnitude."""
+    bounds = [0, *entries(table), 1 << 128]
+    return [after - before for before, after in itertools.pairwise(bounds)]
+
+
+def total_variation(measured, unnormalised):
+    """Distance between masses that sum to one and weights of magnitudes on a support at least as long."""
+    weights = [unnormalised(0), *(2 * unnormalised(k) for k in range(1, len(measured)))]
+    normaliser = weights[0]
+    k = 1
+    while (term := 2 * unnormalised(k)) > mpf(2) ** -300:  # the whole law, not only the tabulated part
+        normaliser += term
+        k += 1
+    inside = [abs(mass - weight / normaliser) for mass, weight in zip(measured, weights, strict=True)]
+    return (mp.fsum(inside) + (1 - mp.fsum(weights) / normaliser)) / 2
+
+
+@pytest.mark.parametrize("sigma", [8.0, math.nextafter(105 / 13, 9), 10.4, 33.3, 1024.0])
+def test_a_single_table_is_as_near_to_the_law_as_128_bits_allow(sigma):
+    """A table's law, recomputed term by term at 110 digits, is off by half a unit an entry and the tail at most."""
+    ((scale, table),) = DiscreteGaussian(sigma)._levels
+    with mp.workdps(110):
+        distance = total_variation(
+            [mpf(mass) / mpf(2) ** 128 for mass in masses(table)], lambda k: mp.exp(-mpf(k * k) / (2 * mpf(sigma) ** 2))
+        )
+        assert scale == 1
+        tail = math.floor(13 * sigma)
+        assert len(table.high) <= tail
+        assert 0 < distance < tail * mpf(2) ** -129 + mpf(2) ** -124
+
+
+def test_the_distance_check_sees_a_sigma_that_is_off_in_the_last_digits():
+    """The distance computed above exceeds 2**-100 when the table belongs to the neighbouring float (P11)."""
+    sigma = 10.4
+    ((_, table),) = DiscreteGaussian(math.nextafter(sigma, 11))._levels
+    with mp.workdps(110):
+        distance = total_variation(
+            [mpf(mass) / mpf(2) ** 128 for mass in masses(table)], lambda k: mp.exp(-mpf(k * k) / (2 * mpf(sigma) ** 2))
+        )
+        assert distance > mpf(2) ** -60
+
+
+def test_the_largest_tables_are_exact_at_sampled_places():
+    """At sigma = 1e8 each level's entries agree with the Jacobi theta value to one unit of 2**-128."""
+    (scale, first), (_, second) = LARGEST._levels
+    variance0 = (Fraction(9, 4) * scale) ** 2
+    variance1 = (Fraction(10**16) - variance0) / scale**2
+    with mp.workdps(120):
+        for table, variance in ((first, variance1), (second, variance0)):
+            value = mpf(variance.numerator) / variance.denominator
+            # Poisson summation gives the normaliser; the correction exp(-2 pi^2 variance) is far below 120 digits.
+            normaliser = mp.sqrt(2 * mp.pi * value)
+            mass = masses(table)
+            for k in (0, 1, 2, 1000, 15000, 60000, 120000):
+                expected = mp.exp(-mpf(k * k) / (2 * value)) * (1 if k == 0 else 2) / normaliser * mpf(2) ** 128
+                assert abs(mass[k] - expected) < 1 + expected * mpf(2) ** -120
+
+
+@pytest.mark.parametrize("sigma", [math.nextafter(1024.0, 2000), 1500.7])
+def test_two_levels_together_are_within_2_to_the_minus_100_of_the_law(sigma):
+    """The exact convolution of the two tables of K X1 + X0 is D(sigma) up to less than 2**-100."""
+    (scale, first), (one, second) = DiscreteGaussian(sigma)._levels
+    assert one == 1
+    mass1, mass0 = masses(first), masses(second)
+
+    def doubled(mass, x):  # twice the mass of x, to stay in integers
+        magnitude = abs(x)
+        return 0 if magnitude >= len(mass) else mass[magnitude] * (2 if magnitude == 0 else 1)
+
+    reach = len(mass0) // scale + 1
+    with mp.workdps(110):
+        normaliser = mp.sqrt(2 * mp.pi) * mpf(sigma)  # exact to far more digits, by Poisson summation
+        distances, covered = [], mpf(0)
+        for x in range(13 * int(sigma)):
+            near = x // scale
+            total = sum(
+                doubled(mass1, j) * doubled(mass0, x - scale * j) for j in range(near - reach, near + reach + 1)
+            )
+            measured = mpf(total) / mpf(2) ** 258
+            expected = mp.exp(-mpf(x * x) / (2 * mpf(sigma) ** 2)) / normaliser
+            weight = 1 if x == 0 else 2
+            distances.append(weight * abs(measured - expected))
+            covered += weight * measured
+        assert (mp.fsum(distances) + (1 - covered)) / 2 < mpf(2) ** -109
+
+
+@pytest.mark.parametrize(("ratio", "sigma1", "holds"), [("2.2", 18, True), ("1.5", 18, False), ("2.2", 1, False)])
+def test_the_conditions_on_the_levels_are_what_makes_them_exact(ratio, sigma1, holds):
+    """K X1 + X0 follows D(sigma) to 2**-132 at sigma0 = 2.2 K and sigma1 = 18, and visibly not below."""
+    scale = 10
+    with mp.workdps(80):
+        sigma0 = mpf(ratio) * scale
+        variance = scale**2 * mpf(sigma1) ** 2 + sigma0**2
+        ratios = []
+        for x in range(scale):  # the ratio to D(sigma) depends on x only through x sigma1^2 K / sigma^2 mod 1
+            terms = [
+                mp.exp(-mpf(j * j) / (2 * mpf(sigma1) ** 2) - (x - scale * j) ** 2 / (2 * sigma0**2))
+                for j in range(-20 * sigma1, 20 * sigma1 + 1)
+            ]
+            ratios.append(mp.fsum(terms) / mp.exp(-mpf(x * x) / (2 * variance)))
+        spread = mp.log(max(ratios) / min(ratios))
+        assert (spread < mpf(2) ** -132) is holds
+
+
+@pytest.mark.parametrize("sigma", [math.nextafter(1024.0, 2000), 2000.0, 12345.6, 1e6, 1e8])
+def test_every_two_level_split_meets_the_conditions(sigma):
+    """sigma0 >= 2.2 K, sigma1 >= 18, and the variances add up exactly."""
+    scale = DiscreteGaussian(sigma)._levels[0][0]
+    variance0 = (Fraction(9, 4) * scale) ** 2
+    variance1 = (Fraction(sigma) ** 2 - variance0) / scale**2
+    assert variance0 >= (Fraction(11, 5) * scale) ** 2
+    assert variance1 >= 18**2
+    assert scale**2 * variance1 + variance0 == Fraction(sigma) ** 2
+
+
+SMALL = DiscreteGaussian(9.5)._levels[0][1]
+SMALL_ENTRIES = entries(SMALL)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(range(len(SMALL_ENTRIES))), st.integers(-2, 2)), min_size=1, max_size=20))
+def test_ties_on_the_high_word_are_settled_by_the_low_word(places):
+    """Uniforms around every entry, high words equal included, give the count that 128-bit integers give."""
+    uniforms = [min(max(SMALL_ENTRIES[index] + offset, 0), (1 << 128) - 1) for index, offset in places]
+    words = np.array([uniform >> 64 for uniform in uniforms], dtype=np.uint64)
+    asked = []
+
+    def low_word(index):
+        asked.append(index)
+        return uniforms[index] & ((1 << 64) - 1)
+
+    found = SMALL.magnitudes(words, low_word)
+    assert found.tolist() == [bisect_right(SMALL_ENTRIES, uniform) for uniform in uniforms]
+    assert asked
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=50))
+def test_the_guide_table_gives_the_count_of_a_plain_search(highs):
+    """Any high words: the guide, the search and plain integers agree."""
+    table = LARGEST._levels[0][1]
+    words = np.array(highs, dtype=np.uint64)
+    last = (1 << 64) - 1  # the largest low word passes every entry that ties
+    expected = np.searchsorted(table.high, words, side="right")
+    near = table.high[np.arange(0, len(table.high), 5000)] + np.uint64(1)  # next to entries: cells that are not settled
+    assert np.array_equal(table.magnitudes(words, lambda _: last), expected)
+    assert np.array_equal(table.magnitudes(near, lambda _: last), np.searchsorted(table.high, near, side="right"))
+
+
+def reference_sample(sigma, key, positions):
+    """The sampler as its docstring states it, in Python integers, one counter block at a time."""
+    cipher = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 - builds counter mode by hand
+
+    def stream(lane, offset, length):
+        block, skip = divmod(offset, 16)
+        data = b"".join(cipher.update(lane.to_bytes(8, "big") + (block + i).to_bytes(8, "big")) for i in range(2))
+        return data[skip : skip + length]
+
+    total = dict.fromkeys(positions, 0)
+    for level, (scale, table) in enumerate(DiscreteGaussian(sigma)._levels):
+        cumulative = entries(table)
+        for position in positions:
+            high = int.from_bytes(stream(3 * level, 8 * position, 8), "little")
+            low = int.from_bytes(stream(3 * level + 1, 8 * position, 8), "little")
+            sign = stream(3 * level + 2, position // 8, 1)[0] >> (position % 8) & 1
+            magnitude = bisect_right(cumulative, high << 64 | low)
+            total[position] += scale * (-magnitude if sign else magnitude)
+    return [total[position] for position in positions]
+
+
+@pytest.mark.parametrize("sigma", [8.0, 1e3, 1e6])
+def test_samples_are_the_documented_function_of_sigma_key_and_position(sigma):
+    """Each sample equals a plain-integer reimplementation, also across a chunk boundary; shorter draws are prefixes."""
+    chunk = sampling._CHUNK
+    positions = [0, 1, 2, 63, 1000, chunk - 1, chunk, chunk + 1, 2 * chunk + 7]
+    drawn = DiscreteGaussian(sigma).sample(KEY, 2 * chunk + 8)
+    assert drawn[positions].tolist() == reference_sample(sigma, KEY, positions)
+    for length in (0, 1, 7, chunk, chunk + 1):
+        assert np.array_equal(DiscreteGaussian(sigma).sample(KEY, length), drawn[:length])
+
+
+def test_known_answers_pin_the_stream_layout():
+    """Values recorded once: a change of the lanes, the byte order or the sign convention shows on every platform."""
+    assert DiscreteGaussian(10.0).sample(KEY, 8).tolist() == [-13, 7, 16, -3, -11, -8, 2, -4]
+    assert DiscreteGaussian(1e6).sample(KEY, 4).tolist() == [-1326060, 676392, 1628244, -301878]
+
+
+def test_the_low_word_is_read_at_its_own_place_in_its_own_lane():
+    """The low word of position i is word i of its lane, and no lane repeats another's words (P9)."""
+    lanes = [sampling._lane(KEY, lane).update(bytes(4096)) for lane in range(6)]
+    for index in (0, 1, 2, 7, 301):
+        assert sampling._low_word(KEY, 1, index) == int.from_bytes(lanes[1][8 * index :][:8], "little")
+    blocks = [lane[i : i + 16] for lane in lanes for i in range(0, len(lane), 16)]
+    assert len(set(blocks)) == len(blocks)
+
+
+def test_a_tie_in_a_later_chunk_reads_the_low_word_of_its_own_position():
+    """A table whose entries are the stream's own uniforms ties at chosen positions; one unit more is not reached."""
+    positions = [5, sampling._CHUNK + 3, 2 * sampling._CHUNK]
+    highs = [int.from_bytes(sampling._lane(KEY, 0).update(bytes(8 * i + 8))[-8:], "little") for i in positions]
+    for surplus in (0, 1):
+        cumulative = sorted(
+            (high << 64 | sampling._low_word(KEY, 1, i)) + surplus for high, i in zip(highs, positions, strict=True)
+        )
+        table = sampling._Table(
+            np.array([entry >> 64 for entry in cumulative], dtype=np.uint64),
+            np.array([entry & ((1 << 64) - 1) for entry in cumulative], dtype=np.uint64),
+            np.full(2, -1, dtype=np.int32),
+            np.uint64(63),
+        )
+        out = np.zeros(2 * sampling._CHUNK + 1, dtype=np.int64)
+        sampling._add_level(out, 1, table, KEY, 0)
+        rank = [sorted(highs).index(high) for high in highs]
+        assert np.abs(out[positions]).tolist() == [place + 1 - surplus for place in rank]
+
+
+def test_samples_are_clamped_to_thirteen_sigma(monkeypatch):
+    """A keystream of ones, the largest possible magnitudes at both levels, stays within floor(13 sigma)."""
+
+    class Ones:
+        def update(self, data):
+            return b"\xff" * len(data)
+
+        def update_into(self, data, out):
+            out[: len(data)] = self.update(data)
+
+    sampler = DiscreteGaussian(5000.5)
+    assert sum(scale * len(table.high) for scale, table in sampler._levels) > sampler.tail
+    monkeypatch.setattr(sampling, "_lane", lambda *_: Ones())
+    assert sampler.tail == 65006
+    assert sampler.sample(KEY, 3).tolist() == [-65006] * 3
+
+
+@pytest.mark.parametrize("sigma", [0.0, -8.0, 7.999, 1.0001e8, math.inf, math.nan])
+def test_a_sigma_outside_the_proved_range_is_refused(sigma):
+    """No table is built for a sigma below 8, above 1e8 or not finite, and the error has the number."""
+    with pytest.raises(SamplerError, match=f"sigma = {sigma}"):
+        DiscreteGaussian(sigma)
+
+
+def test_a_short_key_and_a_negative_length_are_refused():
+    """A key that is not 32 bytes or a negative length is an error, not a weaker sample."""
+    with pytest.raises(SamplerError, match="32 bytes, not 16"):
+        DiscreteGaussian(8.0).sample(bytes(16), 1)
+    with pytest.raises(SamplerError, match="-1 samples"):
+        DiscreteGaussian(8.0).sample(KEY, -1)
+
+
+def test_tables_are_kept_for_each_real_sigma_and_never_shared_between_two():
+    """The same sigma finds its tables again; a neighbouring sigma has its own (P11)."""
+    assert DiscreteGaussian(10.4)._levels is DiscreteGaussian(10.4)._levels
+    assert masses(DiscreteGaussian(10.4)._levels[0][1]) != masses(DiscreteGaussian(10.0)._levels[0][1])
+    assert repr(DiscreteGaussian(10.4)) == "DiscreteGaussian(sigma=10.4)"
