@@ -1,0 +1,88 @@
+"""A filter over adaptively chosen Gaussian releases: it says no before the release, not after.
+
+While every sum of ``mu**2`` stays within what one Gaussian of (epsilon, delta) has, the whole adaptive sequence is
+(epsilon, delta)-DP, and no filter can allow more [SW22, Thm 4; RRUV16 for filters].
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from privacy.accounting.gaussian import closed_form, largest_mu_squared, with_sampler
+from privacy.errors import BudgetExceededError, PlanError
+
+
+def add_upward(spent: float, change: float) -> float:
+    """Add, and round up: a spend too small for the last digit still counts, so many of them cannot pass unseen.
+
+    Guarantees:
+        The result is at least the exact sum, and larger than ``spent`` for every change above 0.
+    """
+    return math.nextafter(spent + change, math.inf) if change else spent
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent, in computational differential privacy against whoever sees the sums.
+
+    Args:
+        epsilon: Positive.
+        delta: In (0, 1).
+        sampler_delta: Total variation distance of all the noise that will ever be drawn from its ideal law; paid out
+            of delta as ``(1 + exp(epsilon)) sampler_delta``.
+
+    Attributes:
+        mu_squared: The largest sum of (sensitivity / standard deviation)**2 that the budget allows.
+
+    Raises:
+        PlanError: an argument is out of range, or the sampler alone may cost delta.
+
+    Guarantees:
+        Whatever `check` lets through stays within (epsilon, delta), also when noise is chosen after seeing results.
+        Once `mu_squared` is spent nothing passes, however small.
+    """
+
+    epsilon: float
+    delta: float
+    sampler_delta: float = 0.0
+    mu_squared: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, value, end in (
+            ("epsilon", self.epsilon, math.inf),
+            ("delta", self.delta, 1.0),
+            ("sampler_delta", self.sampler_delta + math.ulp(0.0), 1.0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end:
+                raise PlanError(f"{name} = {getattr(self, name)!r} of a budget is not in (0, {end:g})")
+        left = self.delta
+        if self.sampler_delta:
+            # Beyond epsilon = 700 the exponential overflows, and the sampler's part is above any delta long before.
+            left -= (1 + math.exp(min(self.epsilon, 700.0))) * self.sampler_delta
+        if left <= 0:
+            raise PlanError(
+                f"at epsilon = {self.epsilon} the noise sampler alone may cost more than delta = {self.delta}"
+            )
+        object.__setattr__(self, "mu_squared", largest_mu_squared(float(self.epsilon), left))
+
+    def check(self, spent_mu_squared: float, next_mu_squared: float) -> None:
+        """Return if the next release fits.
+
+        Args:
+            spent_mu_squared: Sum over what was released, and over what may have been.
+            next_mu_squared: (sensitivity / standard deviation)**2 of the next release, positive.
+
+        Raises:
+            BudgetExceededError: it does not fit; nothing was spent.
+            PlanError: an argument is not a finite number, or the next release is not positive.
+        """
+        spent, coming = spent_mu_squared, next_mu_squared
+        if not 0 <= spent < math.inf or not 0 < coming < math.inf:  # NaN fails too
+            raise PlanError(f"a release of mu**2 = {coming} after {spent} cannot be booked")
+        # The rounded sum, not spent + coming: a release that rounding swallows must not pass.
+        total = add_upward(spent, coming)
+        if total > self.mu_squared:
+            would = with_sampler(lambda delta: closed_form(total, delta), self.delta, self.sampler_delta)
+            raise BudgetExceededError(
+                f"the next release would bring epsilon to {would:.6g} at delta = {self.delta:g}; the budget is "
+                f"{self.epsilon:g} (mu**2: {spent:.9g} spent, {coming:.9g} asked, {self.mu_squared:.9g} allowed)"
+            )

@@ -1,0 +1,246 @@
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from privacy.accounting import epsilon, gaussian_epsilon, noise_multiplier
+from privacy.accounting import routes as accounting
+from privacy.accounting.gaussian import rdp_form
+from privacy.errors import AccountingError
+
+REFERENCE = json.loads((Path(__file__).parents[2] / "vectors" / "dp_reference.json").read_text())
+
+
+@cache
+def bound(sigma, q, steps, delta):
+    """Answers of the table, computed once for all tests."""
+    return epsilon(noise_multiplier=sigma, sample_rate=q, steps=steps, delta=delta)
+
+
+@pytest.mark.parametrize("row", REFERENCE["epsilon_table"], ids=lambda row: row["label"])
+def test_epsilon_is_in_the_reference_interval(row):
+    """The upper bound is in the interval of up to seven programs, within 1 % of the tight one; Rényi agrees to 1e-9."""
+    answer = bound(row["sigma"], row["q"], row["T"], row["delta"])
+    low, high = row["suggested_test"]["pld_upper_bound_must_be_in"]
+    tight_low, tight_high = row["true_epsilon_interval"]
+    assert low <= answer.upper <= high
+    assert answer.upper <= tight_high * 1.01
+    assert answer.lower <= tight_high
+    assert answer.lower <= tight_low * (1 + 1e-11) or row["q"] < 1
+    assert answer.routes["rdp"] == pytest.approx(row["suggested_test"]["rdp_must_equal"], rel=1e-9)
+    assert len(answer.routes) >= 2
+    assert answer.upper == min(answer.routes.values())
+
+
+def test_epsilon_of_abadi_2016_is_tight():
+    """The first paper's 1.26 is an upper bound by older means; the tight value is 0.947."""
+    published = REFERENCE["published_checks"][0]
+    answer = bound(4.0, 0.01, 10_000, 1e-5)
+    assert answer.upper < published["published"]
+    assert answer.upper == pytest.approx(published["tight"]["pld"], rel=0.01)
+
+
+def test_epsilon_and_noise_of_the_jax_privacy_docstring():
+    """3.77 for a noise multiplier of 3, 9.66 for a budget of 1, and 155 rounds but not 157 for a budget of 2."""
+    answer, noise, rounds = (row["published"] for row in REFERENCE["published_checks"][1:])
+    assert bound(3.0, 0.1, 512, 1e-6).upper == pytest.approx(answer, abs=0.005)
+    solved = noise_multiplier(epsilon=1.0, delta=1e-6, steps=512, sample_rate=0.1)
+    assert solved == pytest.approx(noise, abs=0.005)
+    assert epsilon(noise_multiplier=solved, delta=1e-6, steps=512, sample_rate=0.1).upper <= 1
+    assert bound(3.0, 0.1, rounds, 1e-6).upper <= 2 < bound(3.0, 0.1, rounds + 2, 1e-6).upper
+
+
+@pytest.mark.parametrize("row", REFERENCE["adjacency"], ids=lambda row: f"z{row['sigma_over_clip']}")
+def test_p1_relation_is_in_the_sensitivity(row):
+    """P1: replace-one costs 9.997 where add-remove costs 4.377; Rényi does not say 4.73."""
+    for relation in ("add-remove", "zero-out", "replace-one"):
+        answer = epsilon(noise_multiplier=row["sigma_over_clip"], steps=1, delta=row["delta"], relation=relation)
+        exact = row["add_or_remove" if relation == "add-remove" else relation.replace("-", "_")]
+        assert exact <= answer.upper <= exact * (1 + 1e-10)
+        assert answer.routes["rdp"] >= exact
+
+
+def test_p1_relation_counts_when_subsampled():
+    """Replace-one is dearer than add-remove by both routes, and tends to the unsampled value."""
+    for q in (0.1, 0.9):
+        one, two = (
+            epsilon(noise_multiplier=2.0, sample_rate=q, steps=10, delta=1e-5, relation=relation)
+            for relation in ("add-remove", "replace-one")
+        )
+        assert two.lower > one.upper
+        assert two.routes["rdp"] > one.routes["rdp"]
+        assert two.upper <= 17.86
+
+
+@pytest.mark.parametrize("name", ["noise_multiplier", "sample_rate", "steps", "delta"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0, -1, True, "1", None, np.True_])
+def test_p2_p3_inputs_that_mean_nothing_are_refused(name, value):
+    """P2, P3: NaN, infinity, zero, negative numbers, booleans and texts raise, and the error names the input."""
+    question = {"noise_multiplier": 1.0, "sample_rate": 0.5, "steps": 1, "delta": 1e-5} | {name: value}
+    with pytest.raises(AccountingError, match=name):
+        epsilon(**question)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("delta", 2.0), ("delta", 1.0), ("sample_rate", 1.5), ("steps", 1.5), ("steps", 1 << 60), ("relation", "swap")],
+)
+def test_p3_inputs_out_of_range_are_refused(name, value):
+    """P3: delta of 1 or 2, a rate above 1, steps that are no count, an unknown relation."""
+    question = {"noise_multiplier": 1.0, "sample_rate": 0.5, "steps": 1, "delta": 1e-5} | {name: value}
+    with pytest.raises(AccountingError, match=name):
+        epsilon(**question)
+
+
+def test_noise_that_squares_out_of_range_is_refused():
+    """Noise whose square leaves float64 raises instead of giving 0 or inf."""
+    for extreme in (1e-200, 1e200):
+        with pytest.raises(AccountingError, match="beyond float64"):
+            epsilon(noise_multiplier=extreme, steps=1, delta=1e-5)
+
+
+@pytest.mark.parametrize("relation", ["add-remove", "replace-one"])
+@pytest.mark.parametrize("q", [1.0, 0.01])
+def test_p4_tiny_noise_is_answered_without_memory(q, relation, monkeypatch):
+    """P4: a noise multiplier of 0.001 is answered by closed form or Rényi; no privacy loss distribution is built."""
+    monkeypatch.setattr(accounting, "pld_route", lambda *_, **__: pytest.fail("asked for a PLD"))
+    answer = epsilon(noise_multiplier=1e-3, sample_rate=q, steps=1, delta=1e-5, relation=relation)
+    exact = 504263.8929 if relation == "add-remove" else 2008528.7827
+    assert answer.upper == pytest.approx(exact, rel=1e-6)
+    assert answer.lower <= answer.upper
+
+
+def test_delta_too_small_for_a_distribution_is_exact_or_an_honest_bound():
+    """A delta of 1e-20 gives 9.5109 unsampled; subsampled it is Rényi's bound, not inf and not 0."""
+    assert epsilon(noise_multiplier=1.0, steps=1, delta=1e-20).upper == pytest.approx(9.510936240574381, rel=1e-10)
+    sampled = epsilon(noise_multiplier=1.0, sample_rate=0.1, steps=10, delta=1e-20)
+    assert 1 < sampled.upper < math.inf
+    assert "pld" not in sampled.routes
+
+
+def test_numpy_numbers_are_numbers():
+    """Scalars of numpy give the same answer as Python's."""
+    plain = epsilon(noise_multiplier=2.0, steps=3, delta=1e-5)
+    assert epsilon(noise_multiplier=np.float64(2), steps=np.int64(3), delta=np.float64(1e-5)) == plain
+
+
+def test_contradictions_raise(monkeypatch):
+    """An optimistic PLD above an upper bound, a closed form off the PLD or above Rényi: each raises."""
+    question = {"noise_multiplier": 1.0, "steps": 1, "delta": 1e-5}
+
+    def liar(pessimistic_value, optimistic_value):
+        return lambda *_, pessimistic=True: pessimistic_value if pessimistic else optimistic_value
+
+    monkeypatch.setattr(accounting, "pld_route", liar(4.3772, 4.0))
+    assert epsilon(**question).upper == pytest.approx(4.377178, rel=1e-6)
+    for pessimistic, optimistic, message in [
+        (4.379, 4.0, "contradict"),
+        (4.375, 4.0, "contradict"),
+        (4.3772, 4.5, "above"),
+    ]:
+        monkeypatch.setattr(accounting, "pld_route", liar(pessimistic, optimistic))
+        with pytest.raises(AccountingError, match=message):
+            epsilon(**question)
+    monkeypatch.setattr(accounting, "pld_route", liar(1.0, 99.0))
+    with pytest.raises(AccountingError, match="above"):
+        epsilon(**question, sample_rate=0.5)
+    monkeypatch.setattr(accounting, "rdp_form", lambda mu_squared, delta: 0.9 * rdp_form(mu_squared, delta))
+    with pytest.raises(AccountingError, match="Rényi"):
+        epsilon(**question)
+    with pytest.raises(AccountingError, match="Rényi"):
+        gaussian_epsilon(1.0, 1e-5)
+
+
+def test_gaussian_epsilon_composes_unequal_releases():
+    """Only the sum of mu**2 counts: one release of mu = 1 is a hundred of mu = 0.1."""
+    answer = gaussian_epsilon(1.0, 1e-5)
+    assert answer.lower <= 4.3771780956812245 <= answer.upper
+    assert answer.upper - answer.lower < 1e-10
+    assert set(answer.routes) == {"closed_form", "rdp"}
+    assert gaussian_epsilon(0.0, 1e-5).upper == 0
+
+
+def test_gaussian_epsilon_never_decreases():
+    """More spent, or more drawn, is never a smaller epsilon, to the last digit."""
+    values = [
+        gaussian_epsilon(m, 1e-5, sampler_delta=s).upper
+        for m, s in [
+            (0, 0),
+            (1e-9, 0),
+            (0.5, 0),
+            (0.5, 1e-12),
+            (0.5000001, 1e-12),
+            (0.51, 1e-9),
+            (1.0, 1e-9),
+            (1e6, 1e-9),
+        ]
+    ]
+    assert values == sorted(values)
+    assert values[-1] == math.inf
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, True])
+def test_p2_a_release_of_nan_does_not_lower_epsilon(value):
+    """P2: a spend or sampler distance that is no finite number is an error, not an epsilon of 0."""
+    with pytest.raises(AccountingError, match="mu_squared"):
+        gaussian_epsilon(value, 1e-5)
+    with pytest.raises(AccountingError, match="sampler_delta"):
+        gaussian_epsilon(1.0, 1e-5, sampler_delta=value)
+
+
+def test_p2_one_nan_event_after_a_hundred_rounds_is_an_error():
+    """P2: a hundred rounds and then one of NaN do not total zero."""
+    with pytest.raises(AccountingError, match="mu_squared"):
+        gaussian_epsilon(sum([1.0] * 100 + [math.nan]), 1e-5)
+
+
+@pytest.mark.parametrize("relation", ["add-remove", "replace-one"])
+@pytest.mark.parametrize("target", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("steps", [1, 100])
+def test_p5_calibration_is_never_above_the_target(target, steps, relation):
+    """P5: unsampled, the epsilon of the solved noise is at most the target and within 1e-8 of it."""
+    noise = noise_multiplier(epsilon=target, delta=1e-5, steps=steps, relation=relation)
+    answer = epsilon(noise_multiplier=noise, delta=1e-5, steps=steps, relation=relation).upper
+    assert target * (1 - 1e-8) < answer <= target
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "q", "relation"), [(2.0, 50, 0.2, "add-remove"), (1.0, 20, 0.5, "replace-one")]
+)
+def test_p5_calibration_under_sampling_is_never_above_the_target(target, steps, q, relation):
+    """P5: subsampled, the solved noise keeps to the target and is within 0.1 % of it."""
+    noise = noise_multiplier(epsilon=target, delta=1e-5, steps=steps, sample_rate=q, relation=relation)
+    answer = epsilon(noise_multiplier=noise, delta=1e-5, steps=steps, sample_rate=q, relation=relation).upper
+    assert target * 0.999 < answer <= target
+
+
+def test_calibration_is_monotone():
+    """A smaller target, a smaller delta, more steps and a dearer relation all need more noise."""
+    base = {"epsilon": 1.0, "delta": 1e-5, "steps": 10}
+    least = noise_multiplier(**base)
+    for change in ({"epsilon": 0.9}, {"delta": 1e-6}, {"steps": 11}, {"relation": "replace-one"}):
+        assert noise_multiplier(**(base | change)) > least
+    assert noise_multiplier(**base, sample_rate=0.5) < least
+
+
+def test_p15_weights_outside_the_sensitivity_would_show():
+    """P15: a site of 90 % of the rows under noise for one tenth spends 78, not 4.4; mu says so."""
+    assert gaussian_epsilon(1.0, 1e-5).upper == pytest.approx(4.377, abs=1e-3)
+    assert gaussian_epsilon(9.0**2, 1e-5).upper > 70
+
+
+def test_p23_product_of_rates_is_not_what_is_accounted():
+    """P23: the wrong rule gives 3.90 for what costs 8.52; no function here takes two rates to multiply."""
+    import inspect
+
+    row = REFERENCE["hierarchical_sampling"]["rows"][2]
+    wrong = bound(
+        row["sigma"], row["batch_rate"] * row["client_rate"], row["local_steps"] * row["rounds"], row["delta"]
+    )
+    assert wrong.upper == pytest.approx(row["wrong_product_rate"], rel=0.01)
+    assert wrong.upper < row["block_amplified"] / 2
+    rates = [name for name in inspect.signature(epsilon).parameters if "rate" in name]
+    assert rates == ["sample_rate"]

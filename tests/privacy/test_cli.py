@@ -1,0 +1,195 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from privacy.cli import main
+from privacy.ledger import Ledger
+from privacy.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+PLAN = Plan.solve(
+    unit="record",
+    relation="add-remove",
+    sites=4,
+    dropouts=1,
+    colluders=1,
+    clip=1.0,
+    records_per_site=303,
+    dimension=40,
+    rounds=40,
+    delta=1e-4,
+    epsilon=1.0,
+    divisor=720.0,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """A signed ledger of one private and one seeded run, with an open reservation."""
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, signer=Ed25519PrivateKey.from_private_bytes(bytes(range(32)))) as ledger:
+        for run, private in (("real", True), ("seeded", False)):
+            held = ledger.reserve(run=run, round=0, attempt=0, plan=PLAN, private=private, data_set="ab")
+            ledger.commit(held, survivors=(0, 1, 2), transcript="")
+        ledger.reserve(run="real", round=1, attempt=0, plan=PLAN, private=True, data_set="ab")
+    return path
+
+
+def call(capsys, *arguments):
+    """Run the command; return its exit code, stdout and stderr."""
+    code = main([str(each) for each in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_epsilon_prints_one_json_object(capsys):
+    """The command of the design gives epsilon, lower and routes, and nothing else on stdout."""
+    code, out, err = call(
+        capsys, "epsilon", "--noise-multiplier", 1, "--sample-rate", 1, "--steps", 1, "--delta", "1e-5", "--json"
+    )
+    answer = json.loads(out)
+    assert (code, err) == (0, "")
+    assert answer["epsilon"] == pytest.approx(4.3771780956812245, rel=1e-10)
+    assert answer["lower"] <= answer["epsilon"] == min(answer["routes"].values())
+    assert answer.keys() == {"epsilon", "lower", "routes"}
+
+
+def test_epsilon_takes_the_relation(capsys):
+    """Replace-one gives 9.997, in words too."""
+    question = ("epsilon", "--noise-multiplier", 1, "--delta", "1e-5", "--relation", "replace-one")
+    code, out, _ = call(capsys, *question)
+    assert code == 0
+    assert "9.997" in out
+    assert "replace-one" in out
+    assert json.loads(call(capsys, *question, "--json")[1])["epsilon"] == pytest.approx(9.997256, rel=1e-6)
+
+
+def test_noise_keeps_to_the_budget(capsys):
+    """P5: the JSON epsilon is at most the target; the printed digits are rounded up."""
+    question = ("noise", "--epsilon", 1, "--delta", "1e-5", "--steps", 100, "--sample-rate", 1)
+    code, out, _ = call(capsys, *question, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer.keys() == {"noise_multiplier", "epsilon"}
+    assert 1 - 1e-8 < answer["epsilon"] <= 1
+    printed = float(call(capsys, *question)[1].split()[2].rstrip(":"))
+    assert answer["noise_multiplier"] <= printed < answer["noise_multiplier"] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("epsilon", "--noise-multiplier", "nan", "--delta", "1e-5"), "noise_multiplier"),
+        (("epsilon", "--noise-multiplier", "1", "--delta", "2"), "delta"),
+        (("noise", "--epsilon", "-1", "--delta", "1e-5"), "epsilon"),
+        (("epsilon", "--noise-multiplier", "1", "--delta", "1e-5", "--steps", "0"), "steps"),
+        (("epsilon", "--noise-multiplier", "one", "--delta", "1e-5"), "noise-multiplier"),
+        (("epsilon", "--noise-multiplier", "1"), "delta"),
+        (("epsilon", "--noise-multiplier", "1", "--delta", "1e-5", "--relation", "swap"), "relation"),
+        (("nothing",), "nothing"),
+        (("ledger", "verify", "/nowhere/ledger.jsonl"), "/nowhere/ledger.jsonl"),
+        (("ledger", "show", "/nowhere/ledger.jsonl"), "/nowhere/ledger.jsonl"),
+        (("ledger", "total", "/nowhere/ledger.jsonl"), "/nowhere/ledger.jsonl"),
+    ],
+)
+def test_errors_go_to_stderr_and_exit_1(capsys, arguments, name):
+    """A bad value, a missing option, an unknown command or file: exit 1, what was at fault on stderr, empty stdout."""
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (1, "")
+    assert name in err
+    assert "Traceback" not in err
+
+
+def test_verify_reports_and_exits_0(capsys, ledger):
+    """A ledger in order exits 0; JSON has the total by both routes, the runs, and what is not private."""
+    code, out, _ = call(capsys, "ledger", "verify", ledger, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert (report["entries"], report["rounds"], report["head"], report["torn"], report["open"]) == (
+        6,
+        2,
+        "ok",
+        False,
+        1,
+    )
+    assert report["private"] is False
+    assert [(run["run"], run["private"]) for run in report["runs"]] == [("real", True), ("seeded", False)]
+    assert report["epsilon"] == report["routes"]["closed_form"] < report["routes"]["rdp"]
+    code, out, _ = call(capsys, "ledger", "verify", ledger)
+    assert code == 0
+    assert "signed head agrees" in out
+    assert "NOT PRIVATE: epsilon covers nothing that was released by seeded" in out
+
+
+def test_verify_exits_2_when_tampered(capsys, ledger):
+    """P21: one changed digit, or a cut tail, exits 2 and names file and line; stdout stays empty."""
+    text = ledger.read_bytes()
+    ledger.write_bytes(text.replace(b'"round":0', b'"round":9', 1))
+    code, out, err = call(capsys, "ledger", "verify", ledger, "--json")
+    assert (code, out) == (2, "")
+    assert "ledger.jsonl, line 3" in err
+    ledger.write_bytes(b"".join(text.splitlines(keepends=True)[:-1]))
+    for command in ("verify", "total"):
+        code, out, err = call(capsys, "ledger", command, ledger)
+        assert (code, out) == (2, "")
+        assert "tail was cut" in err
+
+
+def test_verify_says_what_it_cannot_see(capsys, ledger):
+    """Without a head the audit says that a cut tail cannot be seen; an interrupted write is told too."""
+    ledger.with_name("ledger.head.json").unlink()
+    ledger.write_bytes(ledger.read_bytes() + b'{"att')
+    code, out, _ = call(capsys, "ledger", "verify", ledger)
+    assert code == 0
+    assert "cannot be seen" in out
+    assert "interrupted write" in out
+
+
+def test_verify_takes_other_heads(capsys, ledger, tmp_path):
+    """P21: another party's head that does not lie on the chain exits 2."""
+    from privacy.ledger.head import sign_head
+
+    other = tmp_path / "site.head.json"
+    other.write_bytes(sign_head(2, "ab" * 32, Ed25519PrivateKey.from_private_bytes(bytes(32))))
+    code, _, err = call(capsys, "ledger", "verify", ledger, "--head", other)
+    assert code == 2
+    assert "fork" in err
+
+
+def test_show_lists_every_entry(capsys, ledger):
+    """One line an entry, and the same as JSON."""
+    code, out, _ = call(capsys, "ledger", "show", ledger)
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == [
+        "plan",
+        "reserve",
+        "commit",
+        "reserve",
+        "commit",
+        "reserve",
+    ]
+    listed = json.loads(call(capsys, "ledger", "show", ledger, "--json")[1])["entries"]
+    assert [entry["seq"] for entry in listed] == list(range(6))
+    assert listed[2]["survivors"] == [0, 1, 2]
+
+
+def test_total_adds_up_at_the_delta_asked(capsys, ledger):
+    """A smaller delta gives a larger epsilon; words and JSON agree."""
+    own = json.loads(call(capsys, "ledger", "total", ledger, "--json")[1])
+    smaller = json.loads(call(capsys, "ledger", "total", ledger, "--delta", "1e-6", "--json")[1])
+    assert own["delta"] == 1e-4
+    assert smaller["epsilon"] > own["epsilon"]
+    assert f"epsilon <= {own['epsilon']:.6g} at delta = 0.0001" in call(capsys, "ledger", "total", ledger)[1]
+
+
+def test_command_runs_as_a_module():
+    """The command works from a shell, and `--version` names it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "privacy.cli", "--version"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("privacy, version ")
