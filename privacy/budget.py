@@ -1,7 +1,7 @@
 """A filter over adaptively chosen Gaussian releases: it says no before the release, not after.
 
 While every sum of ``mu**2`` stays within what one Gaussian of (epsilon, delta) has, the whole adaptive sequence is
-(epsilon, delta)-DP, and no filter can allow more [SW22, Thm 4; RRUV16 for filters].
+(epsilon, delta)-DP, and no filter can allow more [ST22], a filter in the sense of [RRUV16].
 """
 
 import math
