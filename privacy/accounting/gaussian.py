@@ -1,7 +1,7 @@
 """Closed forms for Gaussian mechanisms: Gaussian differential privacy, and Rényi at fixed orders.
 
 Any adaptive composition of Gaussian mechanisms whose ``mu = sensitivity / sigma`` satisfy ``sum mu**2 <= m`` is no
-easier to tell apart than one Gaussian with ``mu**2 = m`` [DRS22, Cor. 3.3; SW22 for adaptively chosen mu]. Its exact
+easier to tell apart than one Gaussian with ``mu**2 = m`` [DRS22, Cor. 3.3] ([ST22] for adaptively chosen mu). Its exact
 trade-off is, with ``t = epsilon / mu``, ``u = t - mu/2``, ``v = t + mu/2`` [BW18, Thm 8]
 
     delta(epsilon) = Phi(-u) - exp(epsilon) Phi(-v) = phi(u) (M(u) - M(v)),      M(x) = Phi(-x) / phi(x),

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-KEY = re.compile(r"\[([A-Z][A-Za-z+-]*[0-9]{2}[0-9A-Za-z-]*|RFC[0-9]+|UCI-HEART)\]")
+BRACKET = re.compile(r"(?<!\w)\[([A-Z][^\[\]\n]*)\]")
+KEY = re.compile(r"\b(?:[A-Z][A-Za-z]+\+?[0-9]{2}|RFC[0-9]+|FIPS[0-9]+|SP800-[0-9]+[A-Z]|UCI-HEART)(?![0-9A-Za-z])")
 
 
 def used():
@@ -15,7 +16,12 @@ def used():
         for p in (ROOT / package).rglob("*")
         if p.suffix in (".py", ".md")
     ]
-    return {key: path for path in files for key in KEY.findall(path.read_text(encoding="utf-8"))}
+    return {
+        key: path
+        for path in files
+        for text in BRACKET.findall(path.read_text(encoding="utf-8"))
+        for key in KEY.findall(text)
+    }
 
 
 def defined():
