@@ -1,0 +1,27 @@
+"""Federated learning on JAX, Flax and Optax, under secure aggregation and differential privacy."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fl.config import Config, build_config, load_config
+    from fl.rounds import RoundRecord
+    from fl.simulation import RunResult, run
+
+__all__ = ["Config", "RoundRecord", "RunResult", "build_config", "load_config", "run"]
+
+_HOMES = {
+    "Config": "fl.config",
+    "build_config": "fl.config",
+    "load_config": "fl.config",
+    "RoundRecord": "fl.rounds",
+    "RunResult": "fl.simulation",
+    "run": "fl.simulation",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: JAX takes 2 s, and `fl report` or a usage error needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from fl.errors import RunError
 from privacy.accounting import gaussian_epsilon
+from privacy.accounting.gaussian import SAMPLER_DISTANCE
 from privacy.errors import PlanError
-from privacy.gaussian import SAMPLER_DISTANCE
 from privacy.plan import Plan, PlanWarning
 
 if TYPE_CHECKING:

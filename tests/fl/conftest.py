@@ -2,6 +2,7 @@ import functools
 import json
 import math
 
+import numpy as np
 import pytest
 
 HOSPITALS = ("cleveland", "hungary", "switzerland", "va_long_beach")
@@ -21,6 +22,38 @@ name = "dp_fedsgd"
 epsilon = 1.0
 delta = 1e-4
 """
+
+TOY_SCHEMA = """
+name = "toy"
+[label]
+column = "sick"
+positive = ["1"]
+negative = ["0"]
+[[columns]]
+name = "a"
+kind = "number"
+low = -3
+high = 3
+lowest = -10
+highest = 10
+[[columns]]
+name = "b"
+kind = "number"
+low = -3
+high = 3
+lowest = -10
+highest = 10
+"""
+
+TOY_PRIVACY = {
+    "epsilon": 2.0,
+    "delta": 1e-4,
+    "unit": "record",
+    "records_per_site": 64,
+    "divisor": 60,
+    "colluders": 1,
+    "dropouts": 1,
+}
 
 
 def dropped_in(number):
@@ -150,3 +183,37 @@ def make_run(tmp_path):
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory):
+    """Four sites of 24 to 30 rows with a linear rule, as site_*.csv beside their schema."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "schema.toml").write_text(TOY_SCHEMA)
+    rng = np.random.default_rng(0)
+    for name, rows in {"east": 30, "north": 28, "south": 26, "west": 24}.items():
+        x = rng.uniform(-3, 3, (rows, 2))
+        y = (x @ [1.0, -0.5] + rng.normal(0, 0.5, rows) > 0).astype(int)
+        lines = ["a,b,sick", *(f"{a:.4f},{b:.4f},{label}" for (a, b), label in zip(x, y, strict=True))]
+        (folder / f"site_{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy(toy_folder):
+    """A function that gives a small experiment: federated averaging, or record-level privacy."""
+    from fl.config import build_config
+
+    def config(*overrides, private=False, mode="secure", rounds=2):
+        table = {
+            "name": "toy",
+            "rounds": rounds,
+            "data": {"path": str(toy_folder), "test_fraction": 0.3},
+            "algorithm": {"name": "dp_fedsgd"} if private else {"name": "fedavg", "local_epochs": 1, "batch_size": 8},
+            "secagg": {"mode": mode, "suite": "classical"},
+        }
+        if private:
+            table |= {"privacy": TOY_PRIVACY, "server": {"learning_rate": 0.5, "average": "last_half"}}
+        return build_config(table, overrides)
+
+    return config

@@ -72,6 +72,7 @@ class ClientSession(Redacted):
         self._on_survivors = on_survivors or _nothing
         self._state: _State | None = None
         self._started = False
+        self._transcript: bytes | None = None
 
     def start(self) -> bytes:
         """The advertisement.
@@ -96,7 +97,9 @@ class ClientSession(Redacted):
         state, self._state = self._state, None
         match state:
             case AwaitingAdvertised():
-                self._state, out = share.send(state, advertise.accept(state, frame))
+                view = advertise.accept(state, frame)
+                self._transcript = view.transcript
+                self._state, out = share.send(state, view)
             case AwaitingShared():
                 after, out = mask.send(state, share.accept(state, frame), self._inputs)
                 self._on_release()
@@ -117,6 +120,17 @@ class ClientSession(Redacted):
     def waiting(self) -> bool:
         """Whether `receive` would take a frame."""
         return self._state is not None
+
+    @property
+    def transcript(self) -> bytes:
+        """T1, 32 bytes: what binds the round that this client takes part in.
+
+        Raises:
+            StateError: Exchange 1 has not given it yet.
+        """
+        if self._transcript is None:
+            raise StateError("the transcript exists only after exchange 1")
+        return self._transcript
 
 
 def _nothing(_survivors: tuple[int, ...] = ()) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import NoReturn, SupportsIndex
 
 from secagg import graph, messages
 from secagg.crypto.kdf import Entropy, Label, derive, digest
@@ -13,10 +14,16 @@ from secagg.params import RoundParams
 
 
 class Redacted:
-    """Base of everything that holds a secret: its representation is its type."""
+    """Base of everything that holds a secret: its representation is its type, and it is never copied or pickled.
+
+    A copy of a session or state could answer a phase a second time.
+    """
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is never pickled or copied")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

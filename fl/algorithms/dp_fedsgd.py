@@ -1,0 +1,102 @@
+"""Full-batch federated gradient descent with record-level privacy: each patient's gradient is clipped on its own.
+
+[ACG+16] Algorithm 1 at sampling rate 1, with the sum taken over integers and across sites.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from fl.algorithms.base import Algorithm, Contribution, Int64, Mean, Records, Server
+from fl.errors import ModelError
+from fl.model import Adapter, Local, Loss, Params, rekey
+from privacy.codec import GridCodec
+from privacy.plan import Plan
+from secagg.params import Block
+
+CHUNK = 64  # slots per call: memory is CHUNK · d, and a call costs about as much as 64 small gradients
+
+Slots = tuple[Any, Any, Any]  # record, label and number of a slot, or arrays of them
+Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
+
+
+def record_gradients(adapter: Adapter, loss: Loss) -> Callable[[Params, Local, Records, jax.Array], Iterator[Rows]]:
+    """A function of (params, local, records, key) that yields every record's gradient, computed alone.
+
+    It yields (rows (CHUNK, d) float32, present (CHUNK,) bool) until every slot is covered.
+
+    Guarantees:
+        The float gradient in a slot is a function of that slot's record, the parameters and the slot's key only:
+        slots are evaluated one after the other by one compiled body of fixed shape. (A vmap over the batch is not
+        enough: its reductions round differently with other records in the batch.)
+    """
+
+    @jax.jit
+    def compute(params: Params, local: Local, slots: Slots, key: jax.Array) -> jax.Array:
+        def one(slot: Slots) -> jax.Array:
+            record, label, index = slot
+            streams = rekey(local, jax.random.fold_in(key, index))
+
+            def objective(p: Params) -> jax.Array:
+                outputs, _ = adapter.forward(p, streams, record[None], train=True)
+                return loss(outputs, label[None])[0]
+
+            leaves = jax.tree.leaves(jax.grad(objective)(params))
+            return jnp.concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in leaves])
+
+        rows: jax.Array = jax.lax.map(one, slots)
+        return rows
+
+    def chunks(params: Params, local: Local, records: Records, key: jax.Array) -> Iterator[Rows]:
+        for start in range(0, len(records.x), CHUNK):
+            part = slice(start, start + CHUNK)
+            slots = np.arange(start, start + CHUNK, dtype=np.int32)
+            rows = compute(params, local, (records.x[part], records.y[part], slots), key)
+            yield np.asarray(rows), records.present[part]
+
+    return chunks
+
+
+def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algorithm:
+    """One gradient per record and round, clipped to `plan.clip`, summed over integers, divided by `plan.divisor`.
+
+    Raises:
+        ModelError: a training pass of the model changes local state (BatchNorm in training mode), so that one record
+            would reach another's gradient; the message names the leaf.
+    """
+    adapter = server.adapter
+    coupled = adapter.coupled_leaves(jnp.zeros((1, features), jnp.float32))
+    if coupled:
+        raise ModelError(f"leaf {coupled[0]} changes in training: it carries one record's values to another's gradient")
+    codec = GridCodec(plan.clip, plan.grid, plan.dimension)
+    gradients = record_gradients(adapter, loss)
+
+    def client_update(
+        params: Params, local: Local, records: Records, *, key: jax.Array
+    ) -> tuple[Iterator[Rows], Local]:
+        return gradients(params, local, records, key), local
+
+    def encode(chunks: Iterator[Rows]) -> Contribution:
+        total = np.zeros(plan.dimension, np.int64)
+        for rows, present in chunks:
+            total += codec.encode_records(rows, present).sum(axis=0)
+        return {"update": total}
+
+    def decode(sums: Mapping[str, Int64]) -> Mean:
+        return Mean(codec.decode(sums["update"]) / plan.divisor)
+
+    return Algorithm(
+        blocks=(Block("update", length=plan.dimension, bits=plan.bits, bound=plan.bound),),
+        max_rows=plan.records_per_site,
+        slots=lambda _rows: -(-plan.records_per_site // CHUNK) * CHUNK,  # the public cap, whatever the site has
+        init=server.init,
+        client_update=client_update,
+        encode=encode,
+        decode=decode,
+        server_update=server.update,
+        final=server.final,
+    )

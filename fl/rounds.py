@@ -1,0 +1,190 @@
+"""The coordinator: it announces rounds, aggregates, and commits what came out, one after the other.
+
+It learns what an `Aggregate` has and nothing else about a site. Before a round its ledger reserves, after it the ledger
+commits the noise that really was there; only a model that is finite is committed.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl.aggregation import Aggregate, Aggregator
+from fl.algorithms import Algorithm, ServerState
+from fl.checkpoint import Checkpoints
+from fl.errors import ModelError, RoundFailedError, RunError
+from fl.model import Adapter
+from fl.site import Agreement, Announcement
+from privacy.ledger import Ledger, Reservation
+from secagg.errors import BelowThresholdError, PeerFault, RoundError
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One committed round, as a line of metrics.jsonl.
+
+    Attributes:
+        round: From 0.
+        attempt: From 0: how many tries failed before.
+        survivors: Names of the sites in the sum.
+        dropped: Site → phase from which it was silent; one that fell silent late may be in the sum all the same.
+        seconds: {"server" | "client": {phase: seconds}}; client: the median.
+        bytes: {"up" | "down": {phase: bytes}}.
+        sigma_eff: Noise of the honest survivors in grid units, or None without privacy.
+        epsilon: Cumulative, by route, or None without privacy.
+        transcript: Hex hash of the protocol's transcript, "" without it.
+        update_norm: L2 norm of the mean update; 0 when the round had no data.
+        loss: Mean training loss, or None where it is private or there was no data.
+        weight: Total number of records, or None where it is private.
+    """
+
+    round: int
+    attempt: int
+    survivors: list[str]
+    dropped: dict[str, str]
+    seconds: dict[str, dict[str, float]]
+    bytes: dict[str, dict[str, int]]
+    sigma_eff: float | None
+    epsilon: dict[str, float] | None
+    transcript: str
+    update_norm: float
+    loss: float | None
+    weight: int | None
+
+
+OnRound = Callable[[RoundRecord, ServerState], None]
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """Runs rounds and commits them.
+
+    Attributes:
+        agreement: What all parties agreed on.
+        algorithm: The server's half of it is used here.
+        adapter: The model.
+        aggregate: How a round is taken.
+        checkpoints: Where each committed state goes.
+        metrics: Path of metrics.jsonl.
+        attempts: How often a round is tried; each try is booked.
+        ledger: The run's own ledger; needed with a plan.
+    """
+
+    agreement: Agreement
+    algorithm: Algorithm
+    adapter: Adapter
+    aggregate: Aggregator
+    checkpoints: Checkpoints
+    metrics: Path
+    attempts: int = 1
+    ledger: Ledger | None = None
+
+    def run(self, state: ServerState, rounds: int, on_round: OnRound) -> ServerState:
+        """Run until `rounds` rounds are committed.
+
+        Args:
+            state: Where to start: `algorithm.init`, or a checkpoint.
+            rounds: The round number to stop before.
+            on_round: Called after each commit.
+
+        Raises:
+            BudgetExceededError: the next round would pass the budget; nothing of it was sent.
+            RoundFailedError: every attempt at a round failed, or its result was not finite; what was committed stands.
+        """
+        while state.round < rounds:
+            state, record = self._round(state)
+            self.checkpoints.save(self.adapter, state)
+            append_line(self.metrics, asdict(record))
+            on_round(record, state)
+        return state
+
+    def _round(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
+        number = state.round
+        failure = ""
+        for attempt in range(self.attempts):
+            announcement = Announcement(
+                number, attempt, self.adapter.ravel(state.params), self.adapter.hash(state.params)
+            )
+            reservation = self._reserve(announcement)
+            try:
+                aggregate = self.aggregate(announcement)
+            except (RoundError, PeerFault) as error:
+                failure = self._explain(error)
+                continue
+            spent = self._commit(reservation, aggregate)
+            try:
+                after = self.algorithm.server_update(state, aggregate.mean)
+            except ModelError as error:
+                raise RoundFailedError(
+                    f"round {number}: the new model is refused and the one before stands: {error}"
+                ) from error
+            return after, self._record(announcement, aggregate, spent)
+        raise RoundFailedError(f"round {number} failed in {self.attempts} attempt(s): {failure}")
+
+    def _reserve(self, announcement: Announcement) -> Reservation | None:
+        plan = self.agreement.plan
+        if plan is None or self.ledger is None:
+            return None
+        return self.ledger.reserve(
+            run=self.agreement.run,
+            round=announcement.round,
+            attempt=announcement.attempt,
+            plan=plan,
+            private=self.agreement.private,
+            data_set=None,
+        )
+
+    def _commit(self, reservation: Reservation | None, aggregate: Aggregate) -> dict[str, float] | None:
+        if reservation is None or self.ledger is None:
+            return None
+        entry = self.ledger.commit(reservation, survivors=aggregate.survivors, transcript=aggregate.transcript)
+        return dict(entry.epsilon)
+
+    def _explain(self, error: RoundError | PeerFault) -> str:
+        if isinstance(error, BelowThresholdError):
+            return (
+                f"{len(error.alive)} of {len(self.agreement.sites)} sites replied in phase {error.phase}, "
+                f"minimum {error.needed}"
+            )
+        if isinstance(error, PeerFault):
+            return f"site {self.agreement.sites.get(error.party, error.party)}: {error}"
+        return str(error)
+
+    def _record(
+        self, announcement: Announcement, aggregate: Aggregate, epsilon: dict[str, float] | None
+    ) -> RoundRecord:
+        plan, names, mean = self.agreement.plan, self.agreement.sites, aggregate.mean
+        return RoundRecord(
+            round=announcement.round,
+            attempt=announcement.attempt,
+            survivors=[names[client] for client in aggregate.survivors],
+            dropped={names[client]: phase for client, phase in aggregate.dropped.items()},
+            seconds={side: dict(phases) for side, phases in aggregate.seconds.items()},
+            bytes={"up": dict(aggregate.bytes_up), "down": dict(aggregate.bytes_down)},
+            sigma_eff=plan.sigma_effective(len(aggregate.survivors)) if plan is not None else None,
+            epsilon=epsilon,
+            transcript=aggregate.transcript,
+            update_norm=float(np.linalg.norm(mean.gradient)) if mean.gradient is not None else 0.0,
+            loss=mean.loss,
+            weight=mean.weight,
+        )
+
+
+def append_line(path: Path, entry: Mapping[str, Any]) -> None:
+    """Append one line of JSON and wait until it is on disk.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    line = json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error

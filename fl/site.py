@@ -1,0 +1,365 @@
+"""A site's side of a round: it checks what it is asked, trains, encodes, adds its noise, and books what leaves.
+
+A site takes nothing on trust from the server. It rebuilds the round's parameters from its own agreement and refuses any
+others, so the server chooses neither model, plan, threshold nor context alone; and it holds its own ledger.
+"""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import jax
+import rfc8785
+
+from fl.algorithms.base import Algorithm, Contribution, Records
+from fl.data import SiteData
+from fl.errors import DataError, FlError, ModelError, RoundFailedError
+from fl.model import Adapter, Local, Vector
+from privacy.budget import Budget
+from privacy.errors import PlanError, PrivacyError
+from privacy.ledger import Ledger, Reservation
+from privacy.noise import NoiseSource
+from privacy.plan import Plan
+from secagg.errors import SecaggError
+from secagg.identity import Identity, Roster
+from secagg.params import PHASES, Block, RoundParams, SlackWarning
+from secagg.protocols.pairwise import ClientSession
+
+Entropy = Callable[[int], bytes]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all parties agreed on before the first round.
+
+    Attributes:
+        run: The run's name, unique among runs on the same data.
+        sites: Names by client id.
+        blocks: What each site sends.
+        plan: The privacy plan, or None.
+        experiment: Hex SHA-256 of model, algorithm, server step and seed.
+        schema: Hex SHA-256 of the model's shared leaves.
+        threshold: Shares needed to open a secret, or None for the smallest sound one.
+        suite: Public keys.
+        secure: Whether the server only sees sums; False where a simulation leaves the protocol out.
+        test_seed: Fixes noise and protocol secrets; None outside of bitwise tests.
+    """
+
+    run: str
+    sites: Mapping[int, str]
+    blocks: tuple[Block, ...]
+    plan: Plan | None
+    experiment: str
+    schema: str
+    threshold: int | None = None
+    suite: str = "hybrid"
+    secure: bool = True
+    test_seed: int | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether the plan's promise holds: there is one, only sums leave, and noise and secrets are real."""
+        return self.plan is not None and self.secure and self.test_seed is None
+
+    def app_context(self, round: int, model_hash: str) -> bytes:  # noqa: A002 - the name of the thing everywhere else
+        """32 bytes that bind everything that determines what a site sends in a round.
+
+        The attempt is left out: it is the server's to choose, and a new one must not make a second release look like a
+        different one to a site that guards against it.
+        """
+        bound = {
+            "label": "fl/1 round",
+            "run": self.run,
+            "round": round,
+            "model": model_hash,
+            "schema": self.schema,
+            "experiment": self.experiment,
+            "plan": self.plan.hash if self.plan is not None else "none",
+        }
+        return hashlib.sha256(rfc8785.dumps(bound)).digest()  # type: ignore[arg-type]  # str and int are JSON
+
+    def round_params(
+        self,
+        round: int,  # noqa: A002 - as above
+        model_hash: str,
+        session: bytes | None = None,
+        *,
+        quiet: bool = True,
+    ) -> RoundParams:
+        """The only parameters that a round may have; the session id apart, nothing in them is free.
+
+        Args:
+            round: Round number.
+            model_hash: Of the model that the round starts from.
+            session: 16 bytes, or None for fresh ones.
+            quiet: Leave out the warnings, which are for the set-up and not for every round.
+
+        Raises:
+            ParameterError: the round is infeasible.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if quiet else "always", SlackWarning)
+            return RoundParams(
+                cohort=tuple(self.sites),
+                blocks=self.blocks,
+                threshold=self.threshold,  # type: ignore[arg-type]  # None: resolved on construction
+                colluders=self.plan.colluders if self.plan is not None else 0,
+                dropouts=self.plan.dropouts if self.plan is not None else None,  # type: ignore[arg-type]  # likewise
+                suite=self.suite,
+                session=session,  # type: ignore[arg-type]  # likewise
+                round=round,
+                app_context=self.app_context(round, model_hash),
+            )
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What the server tells every site before a round.
+
+    Attributes:
+        round: From 0.
+        attempt: From 0; each is a release of its own.
+        model: (d,) the global model's shared parameters.
+        model_hash: Their hash, as `Adapter.hash` computes it.
+    """
+
+    round: int
+    attempt: int
+    model: Vector
+    model_hash: str
+
+
+def require_capacity(rows: SiteData, algorithm: Algorithm) -> None:
+    """Check a site's rows against the public cap, since rows over it would have to be cut silently.
+
+    Raises:
+        DataError: there are more; the message names the site.
+    """
+    if len(rows.y) > algorithm.max_rows:
+        raise DataError(f"site {rows.name}: {len(rows.y)} training rows, and the agreed cap is {algorithm.max_rows}")
+
+
+@dataclass
+class Site:
+    """One site: its rows, keys, noise and ledger.
+
+    Attributes:
+        id: Client id.
+        rows: Its training rows; they never leave this object.
+        agreement: What it agreed to.
+        algorithm: Its algorithm.
+        adapter: Its model.
+        local: Its own local state (batch statistics), which never leaves it.
+        key: The key of its own random streams (shuffling, dropout layers); not secret.
+        identity: Its signing key.
+        roster: Everybody's public keys.
+        noise: Its source of noise; needed with a plan.
+        ledger: Its data set's ledger, outside any run and open; needed with a plan.
+        budget: The lifetime budget of its data set, or None for none.
+        entropy: The source of the protocol's secrets in (round, attempt).
+
+    Raises:
+        DataError: more rows than the agreed public cap; the message names the site.
+        PlanError: a plan without noise source or ledger.
+    """
+
+    id: int
+    rows: SiteData
+    agreement: Agreement
+    algorithm: Algorithm
+    adapter: Adapter
+    local: Local = field(repr=False)
+    key: jax.Array
+    identity: Identity
+    roster: Roster
+    noise: NoiseSource | None = None
+    ledger: Ledger | None = None
+    budget: Budget | None = None
+    entropy: Callable[[int, int], Entropy] = lambda _round, _attempt: os.urandom
+    records: Records = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        slots = self.algorithm.slots(len(self.rows.y))
+        require_capacity(self.rows, self.algorithm)
+        if self.agreement.plan is not None and (self.noise is None or self.ledger is None):
+            raise PlanError(f"site {self.rows.name}: a plan needs a noise source and a ledger")
+        self.records = Records.place(self.rows.x, self.rows.y, slots)
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.rows.name
+
+    def check(self, announcement: Announcement, params: RoundParams) -> None:
+        """Compare the round that the server opens with the one that was agreed.
+
+        Raises:
+            ModelError: the announced model is not the one of the announced hash, has the wrong shape, or is not finite.
+            RoundFailedError: the parameters are not the agreed ones; the message names the field.
+        """
+        model = self.adapter.unravel(announcement.model)
+        self.adapter.require_finite(model)
+        if self.adapter.schema.hash != self.agreement.schema or self.adapter.hash(model) != announcement.model_hash:
+            raise ModelError(f"round {announcement.round}: the model is not the one that was announced")
+        agreed = self.agreement.round_params(announcement.round, announcement.model_hash, params.session)
+        for entry in fields(RoundParams):
+            if getattr(agreed, entry.name) != getattr(params, entry.name):
+                raise RoundFailedError(
+                    f"round {announcement.round}: {entry.name} is not what site {self.name} agreed to"
+                )
+
+    def train(self, announcement: Announcement) -> tuple[Any, Local]:
+        """The algorithm's update, in floats, and the local state after training."""
+        key = jax.random.fold_in(self.key, announcement.round)
+        params = self.adapter.unravel(announcement.model)
+        return self.algorithm.client_update(params, self.local, self.records, key=key)
+
+    def contribution(self, announcement: Announcement) -> tuple[Contribution, Local]:
+        """Train, encode, and add this site's noise: the integers that leave, and the local state after training.
+
+        Raises:
+            InputError: the update is not finite or does not fit; the message names the leaf.
+        """
+        update, local = self.train(announcement)
+        values = self.algorithm.encode(update)
+        plan, noise = self.agreement.plan, self.noise
+        if plan is None or noise is None:
+            return values, local
+        return {
+            name: value
+            + noise.share(
+                plan.sigma_local,
+                len(value),
+                run=self.agreement.run if self.agreement.test_seed is None else "test",
+                round=announcement.round,
+                attempt=announcement.attempt,
+                site=self.id,
+                purpose=name,
+            )
+            for name, value in values.items()
+        }, local
+
+
+class Participation:
+    """One site in one attempt at one round.
+
+    The order is that of the protocol: `inputs`, `release` (the ledger reserves), then the vector leaves; `accept` (the
+    noise floor), then the shares leave; `commit`.
+
+    Attributes:
+        refusal: Why the site stopped, or None.
+    """
+
+    def __init__(self, site: Site, announcement: Announcement) -> None:
+        self.site = site
+        self.refusal: Exception | None = None
+        self._announcement = announcement
+        self._session: ClientSession | None = None
+        self._after: Local | None = None
+        self._reservation: Reservation | None = None
+        self._survivors: tuple[int, ...] = ()
+        self._params: RoundParams | None = None
+
+    def handle(self, phase: str, frame: bytes) -> bytes | None:
+        """Answer one frame of the server; None when the site refuses, which to the others is silence."""
+        if self.refusal is not None:
+            return None
+        try:
+            if phase == PHASES[0]:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", SlackWarning)  # said once, at set-up
+                    params = RoundParams.decode(frame)
+                self.open(params)
+                return self._start()
+            if self._session is None:
+                return None
+            answer = self._session.receive(frame)
+            if phase == PHASES[-1]:
+                self.commit()
+        except (FlError, PrivacyError, SecaggError) as error:
+            self.refusal = error
+            return None
+        return answer
+
+    def open(self, params: RoundParams) -> None:
+        """Check the round, and agree to it; raises what `Site.check` raises."""
+        self.site.check(self._announcement, params)
+        self._params = params
+
+    def train(self) -> Any:  # noqa: ANN401 - what an update is, the algorithm says
+        """The update in floats, for a mean without protocol and without privacy."""
+        update, self._after = self.site.train(self._announcement)
+        return update
+
+    def inputs(self) -> Contribution:
+        """The integers that this site sends."""
+        values, self._after = self.site.contribution(self._announcement)
+        return values
+
+    def release(self) -> None:
+        """Book the release at the plan's floor, before anything leaves.
+
+        Raises:
+            LedgerError: the ledger cannot be trusted or written.
+            BudgetExceededError: the data set's budget does not allow it.
+        """
+        site, at = self.site, self._announcement
+        plan, noise, ledger = site.agreement.plan, site.noise, site.ledger
+        if plan is None or noise is None or ledger is None:
+            return
+        self._reservation = ledger.reserve(
+            run=site.agreement.run,
+            round=at.round,
+            attempt=at.attempt,
+            plan=plan,
+            private=site.agreement.private and noise.private,
+            data_set=site.rows.fingerprint,
+            budget=site.budget,
+        )
+
+    def accept(self, survivors: tuple[int, ...]) -> None:
+        """Agree to open the sum over the signed survivors.
+
+        Raises:
+            PlanError: too few of them are honest for the noise that the plan promises; the shares are withheld.
+        """
+        plan = self.site.agreement.plan
+        if plan is not None:
+            floor = plan.sites - plan.dropouts
+            if len(survivors) < floor:
+                raise PlanError(
+                    f"site {self.site.name} withholds its shares: {len(survivors)} survivors, of whom {plan.colluders} may "
+                    f"collude, have less noise than the plan's {floor}"
+                )
+        self._survivors = survivors
+
+    def commit(self) -> None:
+        """Keep the local state, and book the noise that the signed survivors really gave."""
+        if self._after is not None:
+            self.site.local = self._after
+        ledger = self.site.ledger
+        if self._reservation is not None and ledger is not None:
+            # Without the protocol there is no transcript; the parameters' hash stands for the round then.
+            bound = self._agreed().context if self._session is None else self._session.transcript
+            ledger.commit(self._reservation, survivors=self._survivors, transcript=bound.hex())
+
+    def _start(self) -> bytes:
+        site, at = self.site, self._announcement
+        self._session = ClientSession(
+            self._agreed(),
+            site.identity,
+            site.roster,
+            self.inputs,
+            entropy=site.entropy(at.round, at.attempt),
+            on_release=self.release,
+            on_survivors=self.accept,
+        )
+        return self._session.start()
+
+    def _agreed(self) -> RoundParams:
+        if self._params is None:
+            raise RoundFailedError(f"round {self._announcement.round}: site {self.site.name} has not agreed to it")
+        return self._params

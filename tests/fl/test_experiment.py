@@ -1,0 +1,110 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from fl.demo import heart
+from fl.errors import ConfigError, DataError
+from fl.experiment import _silences, prepare
+from privacy.errors import PlanError
+from secagg.errors import ParameterError
+
+SITES = ("cleveland", "hungary", "switzerland", "va_long_beach")
+
+
+def test_the_demo_is_prepared():
+    """The heart experiment: four hospitals, 33 parameters in one 32-bit block, and a note on its lack of slack."""
+    experiment = prepare(heart(), "run-1")
+    plan = experiment.agreement.plan
+    assert tuple(experiment.train) == SITES
+    assert [(b.name, b.length, b.bits) for b in experiment.agreement.blocks] == [("update", 33, 32)]
+    assert plan.grid == 2**20
+    assert plan.accounted_epsilon().upper <= 1
+    assert (
+        sum(len(site.y) for site in experiment.train.values()) + sum(len(s.y) for s in experiment.test.values()) == 918
+    )
+    assert any("under threshold" in note for note in experiment.notes)
+
+
+def test_the_seed_sets_split_model_and_silences():
+    """One seed gives one experiment; another gives another split, start and plan of silences."""
+    first, again, other = (prepare(heart(seed=seed), "run-1") for seed in (1, 1, 2))
+    for a, b in ((first, again),):
+        assert np.array_equal(a.train["hungary"].x, b.train["hungary"].x)
+        assert a.adapter.hash(a.adapter.params) == b.adapter.hash(b.adapter.params)
+        assert a.silences == b.silences
+    assert not np.array_equal(first.train["hungary"].x, other.train["hungary"].x)
+    assert first.adapter.hash(first.adapter.params) != other.adapter.hash(other.adapter.params)
+    assert first.silences != other.silences
+
+
+def test_silences_are_spread_over_the_phases():
+    """A fifth of forty rounds has a silence, by one site that the seed chooses, and all five phases take their turn."""
+    chosen = set()
+    for seed in range(8):
+        planned = _silences(heart(seed=seed), SITES)
+        assert len(planned) == 8
+        assert np.diff(sorted(planned)).max() <= 9
+        assert {phase for drops in planned.values() for phase in drops.values()} == {
+            "advertise",
+            "share",
+            "mask",
+            "confirm",
+            "unmask",
+        }
+        (site,) = {site for drops in planned.values() for site in drops}
+        chosen.add(site)
+    assert len(chosen) > 1
+
+
+def test_no_drop_rate_no_silences(toy):
+    """Without a drop rate nobody goes silent; a named site is the one that does, and a misspelt one is refused."""
+    sites = ("east", "north")
+    assert _silences(toy(), sites) == {}
+    planned = _silences(toy("simulation={drop_rate=1.0,drop_site='north'}"), sites)
+    assert planned == {0: {"north": planned[0]["north"]}, 1: {"north": planned[1]["north"]}}
+    with pytest.raises(ConfigError, match=r"simulation\.drop_site: there is no site 'nroth'; did you mean north\?"):
+        _silences(toy("simulation.drop_site=nroth"), sites)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "private", "error", "message"),
+    [
+        (["privacy.dropouts=4"], True, PlanError, "leave nobody honest"),
+        (["privacy.bits=8"], True, PlanError, "sigma_local = 7"),
+        (["privacy.records_per_site=5"], True, DataError, "site east: 21 training rows, and the agreed cap is 5"),
+        (["secagg.threshold=4"], False, ParameterError, "threshold t = 4 must be in"),
+        (["algorithm.fraction_bits=52", "algorithm.max_weight=4194304"], False, ConfigError, r"algorithm\.limit"),
+        (["algorithm.learning_rate=1", "algorithm.options.mumentum=1"], False, ConfigError, r"algorithm\.options"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_round_one(toy, overrides, private, error, message):
+    """S16, S20: infeasible plans, rows over the cap and rings that are too small are refused with the numbers."""
+    with pytest.raises(error, match=message):
+        prepare(toy(*overrides, private=private), "run-1")
+
+
+def test_two_sites_with_the_same_table_are_refused(toy, toy_folder, tmp_path):
+    """One patient at two sites would count twice, so equal tables are refused by both names; empty ones are allowed."""
+    folder = tmp_path / "copies"
+    shutil.copytree(toy_folder, folder)
+    (folder / "site_west.csv").write_text((folder / "site_north.csv").read_text())
+    with pytest.raises(DataError, match="sites north and west hold the same table"):
+        prepare(toy(f"data.path={folder}"), "run-1")
+    for name in ("north", "west"):
+        (folder / f"site_{name}.csv").write_text("a,b,sick\n")
+    assert len(prepare(toy(f"data.path={folder}"), "run-1").train["west"].y) == 0
+
+
+def test_a_folder_without_sites_is_named(toy, tmp_path):
+    """A data folder without site files is refused by its path."""
+    with pytest.raises(DataError, match=r"has no site_\*\.csv"):
+        prepare(toy(f"data.path={tmp_path}"), "run-1")
+
+
+def test_the_hash_covers_what_shapes_an_update(toy):
+    """Model, algorithm, server step, seed and rounds are in the experiment's hash; name and simulation are not."""
+    base = prepare(toy(), "a").agreement.experiment
+    assert prepare(toy("name=other", "simulation.drop_rate=0.5"), "b").agreement.experiment == base
+    for change in ("seed=1", "rounds=3", "algorithm.batch_size=4", "server.learning_rate=0.5", "model.loss=squared"):
+        assert prepare(toy(change), "a").agreement.experiment != base

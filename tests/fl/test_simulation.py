@@ -1,0 +1,144 @@
+import fcntl
+import json
+import logging
+import threading
+
+import pytest
+
+from fl import load_config
+from fl.errors import RunError
+from fl.model import Adapter
+from fl.simulation import ledger_folder, run
+from privacy.ledger import verify
+
+DROPS = {0: {"north": "advertise"}, 1: {"east": "mask"}, 2: {"south": "confirm"}, 3: {"west": "unmask"}}
+
+
+def model_hash(result):
+    """Of the published model."""
+    adapter = Adapter.of(result.model)
+    return adapter.hash(adapter.params)
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["private", "public"])
+def test_ideal_and_secure_give_bitwise_the_same_model(toy, tmp_path, private):
+    """Under a test seed the protocol changes no bit of the model, with silences in different phases and without."""
+    hashes = {}
+    for mode in ("secure", "ideal"):
+        for silences in ({}, DROPS):
+            out = tmp_path / f"{mode}-{len(silences)}"
+            result = run(
+                toy(private=private, mode=mode, rounds=4),
+                out=out,
+                ledgers=tmp_path / "ledgers",
+                insecure_test_seed=1,
+                silences=silences,
+            )
+            hashes[mode, len(silences)] = model_hash(result)
+            assert [len(names) for names in result.survivors] == ([3, 3, 4, 4] if silences else [4] * 4)
+    assert hashes["secure", 0] == hashes["ideal", 0]
+    assert hashes["secure", 4] == hashes["ideal", 4]
+    assert hashes["secure", 0] != hashes["secure", 4]
+
+
+def test_a_run_leaves_a_complete_folder(toy, tmp_path):
+    """Config, plan, verifiable ledger with signed head, metrics, checkpoint, result and report, and nothing else."""
+    out = tmp_path / "run"
+    seen = []
+    result = run(
+        toy(private=True), out=out, ledgers=tmp_path / "ledgers", progress=lambda record: seen.append(record.round)
+    )
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint",
+        "config.toml",
+        "evaluation.jsonl",
+        "ledger.head.json",
+        "ledger.jsonl",
+        "metrics.jsonl",
+        "plan.json",
+        "report.html",
+        "result.json",
+    ]
+    assert seen == [0, 1]
+    assert load_config(out / "config.toml") == toy(private=True)
+    checked = verify(result.ledger)
+    assert checked.head == "ok"
+    assert checked.total.private
+    assert checked.total.epsilon.upper == pytest.approx(result.summary["epsilon"], rel=1e-9)
+    assert json.loads((out / "result.json").read_text()) == result.summary
+    assert result.summary["private"]
+    assert result.summary["baselines"] == {}
+    assert {path.suffix for path in (tmp_path / "ledgers").iterdir()} == {".jsonl", ".lock"}
+    for path in (tmp_path / "ledgers").glob("*.jsonl"):
+        assert verify(path).total.epsilon.upper == pytest.approx(result.summary["epsilon"], rel=1e-9)
+
+
+def test_without_privacy_no_ledger_is_made(toy, tmp_path):
+    """A run without a plan books nothing, and says that it is not private."""
+    result = run(toy(), out=tmp_path / "run", ledgers=tmp_path / "ledgers")
+    assert result.ledger is None
+    assert not (tmp_path / "ledgers").exists()
+    assert result.summary["private"] is False
+    assert result.summary["epsilon"] is None
+
+
+def test_ideal_is_not_called_private(toy, tmp_path):
+    """Noise without the protocol protects nobody from the server, so an ideal run never says private."""
+    result = run(toy(private=True, mode="ideal", rounds=1), out=tmp_path / "run", ledgers=tmp_path / "ledgers")
+    assert result.summary["private"] is False
+    assert verify(result.ledger).total.private is False
+
+
+def test_a_second_run_on_the_same_patients_waits_its_turn(toy, tmp_path, caplog):
+    """A ledger has one writer: while another process holds it a run waits, says so, and then goes on."""
+    ledgers = tmp_path / "ledgers"
+    run(toy(private=True, rounds=1), out=tmp_path / "a", ledgers=ledgers)
+    lock = min(ledgers.glob("*.lock"))
+    held = lock.open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    class Release(logging.Handler):
+        def emit(self, record):  # noqa: ARG002 - the interface's
+            threading.Thread(target=held.close).start()
+
+    logger = logging.getLogger("fl.simulation")
+    release = Release()
+    logger.addHandler(release)
+    try:
+        result = run(toy(private=True, rounds=1), out=tmp_path / "b", ledgers=ledgers)
+    finally:
+        logger.removeHandler(release)
+        held.close()
+    assert "waiting for another run on the same data set" in caplog.text
+    assert result.summary["rounds"] == 1
+
+
+def test_an_empty_site_takes_part(toy, toy_folder, tmp_path):
+    """F17: a site without rows runs through a private run like any other, noise and ledger included."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for file in toy_folder.iterdir():
+        (folder / file.name).write_text(file.read_text())
+    (folder / "site_west.csv").write_text("a,b,sick\n")
+    result = run(toy(f"data.path={folder}", private=True, rounds=1), out=tmp_path / "run", ledgers=tmp_path / "ledgers")
+    assert result.survivors == (("east", "north", "south", "west"),)
+    assert result.summary["sites"]["west"] == {"auc": None, "accuracy": None, "positives": 0, "negatives": 0}
+
+
+def test_a_folder_in_use_is_refused(toy, tmp_path):
+    """A run never writes into a folder that holds something."""
+    (tmp_path / "keep").write_text("x")
+    with pytest.raises(RunError, match="exists and is not an empty folder"):
+        run(toy(), out=tmp_path)
+
+
+def test_where_ledgers_live(monkeypatch, tmp_path):
+    """$SECAGG_LEDGERS, else the state folder of the user, else its default place in the home folder."""
+    monkeypatch.setenv("SECAGG_LEDGERS", str(tmp_path / "mine"))
+    assert ledger_folder() == tmp_path / "mine"
+    monkeypatch.delenv("SECAGG_LEDGERS")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert ledger_folder() == tmp_path / "state" / "secagg" / "ledgers"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ledger_folder() == tmp_path / ".local" / "state" / "secagg" / "ledgers"
