@@ -1,5 +1,8 @@
 """One exception tree, by who is at fault."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class SecaggError(Exception):
     """Anything that ends a step of the protocol."""
@@ -53,6 +56,18 @@ class PeerFault(SecaggError):  # noqa: N818 - a fault is a finding about a party
         self.party = party
 
 
+class DisputeError(SecaggError):
+    """Clients contradict each other, and nothing proves which one is wrong.
+
+    Attributes:
+        parties: The client ids on both sides.
+    """
+
+    def __init__(self, parties: tuple[int, ...], message: str) -> None:
+        super().__init__(f"clients {list(parties)}: {message}")
+        self.parties = parties
+
+
 class RoundError(SecaggError):
     """The round cannot end with a sum, and nobody is to blame."""
 
@@ -64,12 +79,22 @@ class BelowThresholdError(RoundError):
         phase: The exchange in which they went missing.
         needed: How many the round needs there.
         alive: The client ids that answered.
+        rejected: Why an answer was not taken in this phase, by client id, where one came.
     """
 
-    def __init__(self, phase: str, needed: int, alive: tuple[int, ...], reason: str) -> None:
+    def __init__(
+        self,
+        phase: str,
+        needed: int,
+        alive: tuple[int, ...],
+        reason: str,
+        rejected: Mapping[int, SecaggError] = MappingProxyType({}),
+    ) -> None:
+        reasons = "".join(f"; client {client} was not taken: {error}" for client, error in sorted(rejected.items()))
         super().__init__(
-            f"{phase}: {len(alive)} of at least {needed} clients are left ({reason}); alive: {list(alive)}"
+            f"{phase}: {len(alive)} of at least {needed} clients are left ({reason}); alive: {list(alive)}{reasons}"
         )
         self.phase = phase
         self.needed = needed
         self.alive = alive
+        self.rejected = dict(rejected)

@@ -20,6 +20,7 @@ Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 ShareBytes = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
 SignatureBytes = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Tag = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Id = Annotated[int, msgspec.Meta(ge=0)]  # u64; the codec cannot say the upper end, MessagePack does
 Sign = Callable[[Label, bytes], bytes]
 
 # No message of a complete graph with 200 clients comes near it; vectors travel outside the frames.
@@ -44,7 +45,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
     version: Literal[1] = 1
     binding: Bytes32
-    sender: int
+    sender: Id
 
 
 class Advertise(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="advertise"):
@@ -59,8 +60,8 @@ class Advertise(Message, frozen=True, array_like=True, forbid_unknown_fields=Tru
 class Advertised(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="advertised"):
     """Exchange 1, server: U1, as the frames of the recipient's neighbours and the digests of everybody else."""
 
-    frames: tuple[tuple[int, bytes], ...]
-    digests: tuple[tuple[int, Bytes32], ...]
+    frames: tuple[tuple[Id, bytes], ...]
+    digests: tuple[tuple[Id, Bytes32], ...]
 
 
 class ShareHeader(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="share"):
@@ -79,7 +80,7 @@ class PairBox(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="part"):
     """What a dealer hands one neighbour: sealed shares, their commitments, and the pair seed where it is the chooser."""
 
-    holder: int
+    holder: Id
     share_box: bytes
     root_commitment: Bytes32
     self_commitment: Bytes32
@@ -89,7 +90,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class OwnPart(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="own"):
     """Commitments to the two shares that a dealer keeps itself; the server alone sees this leaf."""
 
-    holder: int
+    holder: Id
     root_commitment: Bytes32
     self_commitment: Bytes32
 
@@ -104,7 +105,7 @@ class ShareFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 class Delivery(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One dealer's part for the recipient, with the dealer's signed header and the Merkle path to it."""
 
-    dealer: int
+    dealer: Id
     header: bytes
     leaf: bytes
     path: tuple[Bytes32, ...]
@@ -113,30 +114,30 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 class Shared(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="shared"):
     """Exchange 2, server: U2, and the parts of the recipient's neighbours."""
 
-    members: tuple[int, ...]
+    members: tuple[Id, ...]
     deliveries: tuple[Delivery, ...]
 
 
 class MaskHeader(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="mask"):
     """Exchange 3, client: whom it refused, and the tag and length of the body that follows."""
 
-    body_length: int
-    refused: tuple[int, ...]
+    body_length: Id
+    refused: tuple[Id, ...]
     tag: Tag
 
 
 class Survivors(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="survivors"):
     """Exchange 3, server: U3, whose vectors are in the sum."""
 
-    members: tuple[int, ...]
+    members: tuple[Id, ...]
 
 
 class Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="statement"):
     """What a client signs at most once a round: S = (T1, U2, U3). It never travels; everybody has the parts."""
 
     transcript: Bytes32
-    sharers: tuple[int, ...]
-    survivors: tuple[int, ...]
+    sharers: tuple[Id, ...]
+    survivors: tuple[Id, ...]
 
 
 class Confirm(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="confirm"):
@@ -148,22 +149,28 @@ class Confirm(Message, frozen=True, array_like=True, forbid_unknown_fields=True,
 class Quorum(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="quorum"):
     """Exchange 4, server: enough signatures over one statement that no other can have as many."""
 
-    signatures: tuple[tuple[int, SignatureBytes], ...]
+    signatures: tuple[tuple[Id, SignatureBytes], ...]
 
 
 class SelfShare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="self"):
     """A share of a survivor's self seed: it opens the owner's own mask, and nothing about its pair masks."""
 
-    owner: int
+    owner: Id
     share: ShareBytes
+
+    def __repr__(self) -> str:
+        return f"SelfShare(owner={self.owner}, share=<redacted>)"
 
 
 class RootShare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="root"):
     """A share of a dropped client's mask root, and the pair seed of the edge to it: they open its pair masks only."""
 
-    owner: int
+    owner: Id
     share: ShareBytes
     pair_seed: Bytes32
+
+    def __repr__(self) -> str:
+        return f"RootShare(owner={self.owner}, share=<redacted>, pair_seed=<redacted>)"
 
 
 class Unmask(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="unmask"):
@@ -196,7 +203,7 @@ def decode(data: bytes, kind: type[StructT]) -> StructT:
     decoder = _DECODERS.setdefault(kind, msgspec.msgpack.Decoder(kind))
     try:
         message = decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors, and text that is no UTF-8
         raise DecodeError(f"{kind.__name__}: {error}") from None
     if encode(message) != data:
         raise DecodeError(f"{kind.__name__}: not in canonical form")
@@ -219,11 +226,21 @@ def unseal(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int, ro
         PeerFault: A client's signature does not verify.
         ServerFault: The server's signature does not verify.
     """
+    signed, message = glance(data, kind, binding=binding, sender=sender)
+    roster.verify(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature)
+    return message
+
+
+def glance(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int) -> tuple[Signed, MessageT]:
+    """What `unseal` checks but for the signature: whether a frame is the one that is waited for.
+
+    Raises:
+        DecodeError: Not a frame of this kind, round or sender.
+    """
     signed = decode(data, Signed)
     message = decode(signed.payload, kind)
     check_bound(message, binding=binding, sender=sender)
-    roster.verify(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature)
-    return message
+    return signed, message
 
 
 def check_bound(message: Message, *, binding: bytes, sender: int) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from secagg import ring
 from secagg.crypto.kdf import Label, digest
 from secagg.crypto.sealing import SERVER_ID, SUITES
 from secagg.errors import DecodeError, ParameterError
@@ -20,6 +21,8 @@ from secagg.errors import DecodeError, ParameterError
 PROTOCOL_VERSION: Literal[1] = 1
 PHASES = ("advertise", "share", "mask", "confirm", "unmask")
 COMPLETE_GRAPH_MAX = 200
+MAX_BODY_LENGTH = 2**31
+MAX_ENCODED_LENGTH = 2**16
 _U64_MAX = 2**64 - 1
 
 
@@ -30,6 +33,14 @@ class SlackWarning(UserWarning):
 def _unset(value: object) -> bool:
     """Whether the caller left a field to its default, which the constructor resolves."""
     return value is None
+
+
+def _encoded_length(name: str) -> int:
+    """Bytes in UTF-8; 0 for a string that has no encoding, such as a lone surrogate."""
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def _require_int(name: str, value: object, low: int, high: int) -> int:
@@ -60,7 +71,7 @@ class Block:
     bound: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or len(self.name.encode()) > 255:
+        if not isinstance(self.name, str) or not 1 <= _encoded_length(self.name) <= 255:
             raise ParameterError(f"block name {self.name!r} must be a string of 1..255 bytes")
         _require_int(f"block {self.name!r}: length", self.length, 0, 2**40)
         _require_int(f"block {self.name!r}: bits", self.bits, 2, 64)
@@ -119,10 +130,9 @@ class RoundParams:
             raise ParameterError(f"adversary {self.adversary!r} is unknown; 'lying' or 'curious'")
         if _unset(self.degree):
             self._resolve("degree", n - 1)
-        if n > COMPLETE_GRAPH_MAX or self.degree != n - 1:
+        if self.degree != n - 1:
             raise ParameterError(
-                f"n = {n}, degree = {self.degree}: only the complete graph (degree n - 1, n up to {COMPLETE_GRAPH_MAX}) "
-                "is supported"
+                f"degree = {self.degree}: only the complete graph, degree n - 1 = {n - 1}, is supported"
             )
         if _unset(self.session):
             self._resolve("session", os.urandom(16))
@@ -142,6 +152,10 @@ class RoundParams:
         self._resolve("cohort", tuple(sorted(ids)))
         if len(ids) < 3:
             raise ParameterError(f"a cohort of {len(ids)} cannot hide anybody: at least 3 clients are needed")
+        if len(ids) > COMPLETE_GRAPH_MAX:
+            raise ParameterError(
+                f"n = {len(ids)}: only the complete graph is supported, and that up to {COMPLETE_GRAPH_MAX} clients"
+            )
         if len(set(ids)) != len(ids):
             raise ParameterError(f"client ids appear twice: {sorted({i for i in ids if ids.count(i) > 1})}")
         return len(ids)
@@ -192,13 +206,21 @@ class RoundParams:
                     f"block {block.name!r} could wrap around: n = {n} clients x bound {block.bound} >= 2^{block.bits - 1} "
                     f"with bits = {block.bits}; {cure}"
                 )
+        sizes = {block.name: ring.packed_length(block.length, block.bits) for block in self.blocks}
+        if sum(sizes.values()) >= MAX_BODY_LENGTH:
+            largest = max(sizes, key=lambda name: sizes[name])
+            raise ParameterError(
+                f"the blocks take {sum(sizes.values())} bytes a client, and one tag covers less than {MAX_BODY_LENGTH}; "
+                f"block {largest!r} is the largest with {sizes[largest]}: split it over rounds"
+            )
 
     def _warn_without_slack(self, n: int) -> None:
-        left, q = n - self.dropouts - self.colluders, self.quorum(n)
+        # A colluder can go silent, and before that cost one honest client its place by a false refusal.
+        left, q = n - self.dropouts - 2 * self.colluders, self.quorum(n)
         if left < max(self.threshold, q):
             warnings.warn(
-                f"n - r - c = {left} is under threshold t = {self.threshold} or quorum q = {q}: colluders that go silent "
-                "can end the round (they can open nobody)",
+                f"n - r - 2c = {left} is under threshold t = {self.threshold} or quorum q = {q}: colluders that refuse "
+                "honest clients and go silent can end the round (they can open nobody)",
                 SlackWarning,
                 stacklevel=4,
             )
@@ -241,9 +263,11 @@ class RoundParams:
             DecodeError: Not a canonical encoding of this protocol version.
             ParameterError: Decodable, but infeasible or unsound.
         """
+        if len(data) > MAX_ENCODED_LENGTH:
+            raise DecodeError(f"round parameters: {len(data)} bytes, at most {MAX_ENCODED_LENGTH} are read")
         try:
             wire = _DECODER.decode(data)
-        except msgspec.MsgspecError as error:
+        except ValueError as error:  # msgspec's errors, and text that is no UTF-8
             raise DecodeError(f"round parameters: {error}") from None
         params = cls(
             cohort=wire.cohort,

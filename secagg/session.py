@@ -77,7 +77,7 @@ def run_round(
     for phase in PHASES:
         bytes_down[phase] = sum(map(len, frames.values()))
         replies = engine.exchange(phase, frames, deadline_s=deadline_s)
-        bytes_up[phase] = sum(map(len, replies.values()))
+        bytes_up[phase] = sum(len(frame) for frame in replies.values() if isinstance(frame, bytes))
         start = time.perf_counter()
         for sender, frame in replies.items():
             try:

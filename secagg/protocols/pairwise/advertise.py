@@ -122,6 +122,15 @@ def _read(frame: bytes, client: int, party: Member | Host) -> messages.Advertise
     return advert
 
 
+def glance(host: Host, client: int, frame: bytes) -> None:
+    """Whether a frame is the one that is waited for, its signature apart.
+
+    Raises:
+        DecodeError: Another exchange's, round's or sender's.
+    """
+    messages.glance(frame, messages.Advertise, binding=host.context, sender=client)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Advertisers(Redacted):
     """The server after exchange 1: U1 and its transcript hash, and the MAC keys that clients sealed to it."""
@@ -148,7 +157,7 @@ def collect(host: Host, replies: Replies) -> tuple[Advertisers, Answers, Rejecte
         adverts[client], frames[client] = advert, replies[client]
     members, params = tuple(adverts), host.params
     if len(members) < params.min_survivors:
-        raise BelowThresholdError("advertise", params.min_survivors, members, "min_survivors")
+        raise BelowThresholdError("advertise", params.min_survivors, members, "min_survivors", rejected)
     digests = {client: advertisement_digest(frame) for client, frame in frames.items()}
     answers = {}
     for client in members:

@@ -63,6 +63,17 @@ class Confirmed(Redacted):
     signatures: dict[int, bytes]
 
 
+def glance(masked: MaskedSum, client: int, frame: bytes) -> messages.Confirm:
+    """The message of a frame if it is the one that is waited for, its signature apart.
+
+    Raises:
+        DecodeError: Another exchange's, round's or sender's.
+    """
+    confirm = messages.decode(frame, messages.Confirm)
+    messages.check_bound(confirm, binding=masked.view.transcript, sender=client)
+    return confirm
+
+
 def collect(masked: MaskedSum, replies: Replies) -> tuple[Confirmed, Answers, Rejected]:
     """Gathers the signatures over S and hands a quorum of them to everybody who signed.
 
@@ -73,8 +84,7 @@ def collect(masked: MaskedSum, replies: Replies) -> tuple[Confirmed, Answers, Re
     signatures, rejected = dict[int, bytes](), Rejected()
     for client in sorted(replies):
         try:
-            confirm = messages.decode(replies[client], messages.Confirm)
-            messages.check_bound(confirm, binding=view.transcript, sender=client)
+            confirm = glance(masked, client, replies[client])
             host.roster.verify(client, Label.SIGNATURE_STATEMENT, masked.statement, confirm.signature)
         except SecaggError as error:
             rejected[client] = error
@@ -82,7 +92,7 @@ def collect(masked: MaskedSum, replies: Replies) -> tuple[Confirmed, Answers, Re
         signatures[client] = confirm.signature
     needed = host.params.quorum(len(view.advertisers))
     if len(signatures) < needed:
-        raise BelowThresholdError("confirm", needed, tuple(signatures), "quorum")
+        raise BelowThresholdError("confirm", needed, tuple(signatures), "quorum", rejected)
     answer = messages.seal(
         messages.Quorum(
             binding=view.transcript, sender=SERVER_ID, signatures=tuple(sorted(signatures.items())[:needed])

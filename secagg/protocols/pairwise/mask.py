@@ -67,6 +67,7 @@ def _check_input(block: Block, x: object) -> None:
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu":
         kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise InputError(f"block {block.name!r}: an integer array is needed, got {kind}; encode floats before")
+    x = np.asarray(x)  # a masked array would hide entries from min and max
     if x.shape != (block.length,):
         raise InputError(f"block {block.name!r}: shape {x.shape} instead of ({block.length},)")
     if x.size == 0:
@@ -112,7 +113,7 @@ def send(
     ]
     body = bytearray()
     for index, block in enumerate(me.params.blocks):
-        words = ring.encode(values[block.name], block.bits)
+        words = ring.encode(np.asarray(values[block.name]), block.bits)
         apply_streams(words, streams, index, transcript)
         ring.reduce_in_place(words, block.bits)
         body += ring.pack(words, block.bits)
@@ -157,7 +158,7 @@ class MaskedSum(Redacted):
         sums: The masked running sum of each block over U3, words of the block's ring.
         survivors: U3.
         refusals: Whom each survivor refused, and so left out of its masks.
-        disputed: Clients whose vector arrived and was taken out again to end a dispute.
+        disputed: Clients whose vector arrived and was taken out again to end a dispute, with those they disputed with.
     """
 
     host: Host
@@ -166,7 +167,7 @@ class MaskedSum(Redacted):
     sums: list[Words]
     survivors: tuple[int, ...]
     refusals: dict[int, tuple[int, ...]]
-    disputed: tuple[int, ...]
+    disputed: dict[int, tuple[int, ...]]
 
     @property
     def statement(self) -> bytes:
@@ -192,14 +193,14 @@ def collect(state: Sharers, replies: Replies) -> tuple[MaskedSum, Answers, Rejec
         refusals[client] = refused
         for total, words in zip(sums, vectors, strict=True):
             ring.add_into(total, words)
-    disputed = settle(refusals, params.colluders)
+    disputed = {client: _opponents(client, refusals) for client in settle(refusals, params.colluders)}
     for client in disputed:
         _, vectors = _read(replies[client], client, state)
         for total, words in zip(sums, vectors, strict=True):
             ring.sub_into(total, words)
     survivors = tuple(client for client in refusals if client not in disputed)
     if len(survivors) < params.min_survivors:
-        raise BelowThresholdError("mask", params.min_survivors, survivors, "min_survivors")
+        raise BelowThresholdError("mask", params.min_survivors, survivors, "min_survivors", rejected)
     answer = messages.seal(
         messages.Survivors(binding=state.view.transcript, sender=SERVER_ID, members=survivors), host.identity.sign
     )
@@ -211,18 +212,10 @@ def collect(state: Sharers, replies: Replies) -> tuple[MaskedSum, Answers, Rejec
 
 def _read(frame: bytes, client: int, state: Sharers) -> tuple[tuple[int, ...], list[Words]]:
     params, view = state.host.params, state.view
-    lengths = [ring.packed_length(block.length, block.bits) for block in params.blocks]
-    if not isinstance(frame, bytes) or len(frame) < 4:
-        raise DecodeError(f"client {client} sent no mask frame")
-    header_end = 4 + int.from_bytes(frame[:4], "big")
-    if len(frame) != header_end + sum(lengths):
-        raise DecodeError(
-            f"client {client} sent a mask frame of {len(frame)} bytes instead of {header_end + sum(lengths)}"
-        )
+    header_frame, body = _split(frame, client, params)
     header = messages.unseal(
-        frame[4:header_end], messages.MaskHeader, binding=view.transcript, sender=client, roster=state.host.roster
+        header_frame, messages.MaskHeader, binding=view.transcript, sender=client, roster=state.host.roster
     )
-    body = memoryview(frame)[header_end:]
     if header.body_length != len(body) or not hmac.compare_digest(header.tag, prg.gmac(state.mac_keys[client], body)):
         raise PeerFault(client, "sent a body that its header does not authenticate")
     near = graph.neighbours(params, state.members, client)
@@ -231,10 +224,40 @@ def _read(frame: bytes, client: int, state: Sharers) -> tuple[tuple[int, ...], l
     if len(header.refused) > max(params.colluders, 1):
         raise PeerFault(client, f"refused {len(header.refused)} dealers, more than c = {params.colluders} can be wrong")
     vectors, start = [], 0
-    for block, length in zip(params.blocks, lengths, strict=True):
+    for block, length in zip(params.blocks, _packed_lengths(params), strict=True):
         vectors.append(ring.unpack(body[start : start + length], block.length, block.bits))
         start += length
     return header.refused, vectors
+
+
+def _packed_lengths(params: RoundParams) -> list[int]:
+    return [ring.packed_length(block.length, block.bits) for block in params.blocks]
+
+
+def _split(frame: bytes, client: int, params: RoundParams) -> tuple[bytes, memoryview]:
+    """The header frame and the body of a mask frame whose length is exactly right."""
+    if not isinstance(frame, bytes) or len(frame) < 4:
+        raise DecodeError(f"client {client} sent no mask frame")
+    header_end, body_length = 4 + int.from_bytes(frame[:4], "big"), sum(_packed_lengths(params))
+    if len(frame) != header_end + body_length:
+        raise DecodeError(
+            f"client {client} sent a mask frame of {len(frame)} bytes instead of {header_end + body_length}"
+        )
+    return frame[4:header_end], memoryview(frame)[header_end:]
+
+
+def _opponents(client: int, refusals: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted({i for i, refused in refusals.items() if client in refused} | set(refusals[client])))
+
+
+def glance(state: Sharers, client: int, frame: bytes) -> None:
+    """Whether a frame is the one that is waited for, its signature and body apart.
+
+    Raises:
+        DecodeError: Another exchange's, round's or sender's.
+    """
+    header, _ = _split(frame, client, state.host.params)
+    messages.glance(header, messages.MaskHeader, binding=state.view.transcript, sender=client)
 
 
 def settle(refusals: Mapping[int, tuple[int, ...]], colluders: int) -> tuple[int, ...]:

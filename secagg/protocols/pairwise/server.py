@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secagg.crypto import prg
-from secagg.errors import DecodeError, ParameterError, PeerFault, SecaggError, StateError
+from secagg.errors import DecodeError, DisputeError, ParameterError, PeerFault, SecaggError, StateError
 from secagg.identity import Roster, ServerIdentity
 from secagg.params import PHASES, RoundParams
 from secagg.protocols.pairwise import advertise, confirm, mask, share, unmask
@@ -71,6 +71,7 @@ class ServerSession(Redacted):
         if len(identity.sealing_key) != self._state.suite.public_key_length:
             raise ParameterError(f"the server's key is not for suite {params.suite!r}")
         self._inbox: dict[int, bytes] = {}
+        self._turned_away: Rejected = {}
         self._phase = 0
         self._expected: tuple[int, ...] = params.cohort
         self._dropped: dict[int, str] = {}
@@ -97,7 +98,7 @@ class ServerSession(Redacted):
         Raises:
             StateError: The round is over.
             PeerFault: A second frame of one sender, or a frame of one that is not expected (any more).
-            DecodeError: Not bytes, or empty.
+            DecodeError: Not bytes, empty, or not a frame of this exchange, round and sender.
         """
         if self._state is None:
             raise StateError("the round is over")
@@ -107,7 +108,27 @@ class ServerSession(Redacted):
             raise PeerFault(sender, f"answered twice in phase {self.phase}")
         if not isinstance(frame, bytes) or not frame:
             raise DecodeError(f"client {sender} answered without content in phase {self.phase}")
+        try:
+            self._glance(self._state, sender, frame)
+        except DecodeError as error:
+            self._turned_away[sender] = error
+            raise
         self._inbox[sender] = frame
+
+    @staticmethod
+    def _glance(state: _State, sender: int, frame: bytes) -> None:
+        """A frame of another exchange or session is turned away at the door, where it would displace the right one."""
+        match state:
+            case Host():
+                advertise.glance(state, sender, frame)
+            case Advertisers():
+                share.glance(state, sender, frame)
+            case Sharers():
+                mask.glance(state, sender, frame)
+            case MaskedSum():
+                confirm.glance(state, sender, frame)
+            case Confirmed():
+                unmask.glance(state, sender, frame)
 
     def close_phase(self) -> Answers:
         """Ends the phase with whoever answered; the answers to deliver, empty after the last.
@@ -128,7 +149,10 @@ class ServerSession(Redacted):
                 self._state, answers, rejected = share.collect(state, inbox)
             case Sharers():
                 masked, answers, rejected = mask.collect(state, inbox)
-                rejected |= {i: PeerFault(i, "was dropped to end a dispute") for i in masked.disputed}
+                rejected |= {
+                    client: DisputeError((client, *others), "dropped the first to end the dispute between them")
+                    for client, others in masked.disputed.items()
+                }
                 self._state = masked
             case MaskedSum():
                 self._state, answers, rejected = confirm.collect(state, inbox)
@@ -146,7 +170,9 @@ class ServerSession(Redacted):
 
     def _note(self, phase: str, alive: tuple[int, ...], rejected: Mapping[int, SecaggError]) -> None:
         self._dropped |= dict.fromkeys((i for i in self._expected if i not in alive), phase)
-        self._rejected |= rejected
+        silent_but_heard = {i: error for i, error in self._turned_away.items() if i not in alive}
+        self._rejected |= silent_but_heard | dict(rejected)
+        self._turned_away = {}
         self._expected = alive
 
     def _summary(self, confirmed: Confirmed, unmasked: unmask.Unmasked) -> Result:
@@ -156,7 +182,7 @@ class ServerSession(Redacted):
             survivors=unmasked.survivors,
             dropped=dict(sorted(self._dropped.items())),
             rejected=dict(self._rejected),
-            disputed=masked.disputed,
+            disputed=tuple(masked.disputed),
             transcript=masked.view.transcript,
             signatures=confirmed.signatures,
             sharers=masked.sharers.members,

@@ -239,6 +239,16 @@ class Sharers(Redacted):
         return tuple(self.deals)
 
 
+def glance(state: Advertisers, client: int, frame: bytes) -> None:
+    """Whether a frame is the one that is waited for, its signature and parts apart.
+
+    Raises:
+        DecodeError: Another exchange's, round's or sender's.
+    """
+    header = messages.decode(frame, messages.ShareFrame).header
+    messages.glance(header, messages.ShareHeader, binding=state.view.transcript, sender=client)
+
+
 def collect(state: Advertisers, replies: Replies) -> tuple[Sharers, Answers, Rejected]:
     """Forms U2 of the clients whose parts have the right form under their signed root.
 
@@ -254,7 +264,7 @@ def collect(state: Advertisers, replies: Replies) -> tuple[Sharers, Answers, Rej
             rejected[client] = error
     members = tuple(deals)
     if len(members) < host.params.min_survivors:
-        raise BelowThresholdError("share", host.params.min_survivors, members, "min_survivors")
+        raise BelowThresholdError("share", host.params.min_survivors, members, "min_survivors", rejected)
     paths = {dealer: merkle.paths(deal.leaves) for dealer, deal in deals.items()}
     answers = {}
     for client in members:

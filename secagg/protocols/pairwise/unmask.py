@@ -18,6 +18,7 @@ from secagg.errors import BelowThresholdError, PeerFault, RoundError, SealError,
 from secagg.protocols.pairwise.confirm import Confirmed
 from secagg.protocols.pairwise.mask import AgreedSurvivors, MaskedSum, Stream, apply_streams
 from secagg.protocols.pairwise.parties import (
+    Redacted,
     Rejected,
     Replies,
     holders,
@@ -59,13 +60,23 @@ class Unmasked:
     survivors: tuple[int, ...]
 
 
-@dataclasses.dataclass
-class _Revealed:
-    """Valid shares and pair seeds so far: shares by owner and holder, seeds by (survivor, dropped)."""
+@dataclasses.dataclass(repr=False)
+class _Revealed(Redacted):
+    """Valid shares and pair seeds so far, shares by owner and holder, seeds by (survivor, dropped); and who was wrong."""
 
     self_shares: dict[int, dict[int, bytes]]
     root_shares: dict[int, dict[int, bytes]]
     pair_seeds: dict[tuple[int, int], bytes]
+    rejected: Rejected
+
+
+def glance(state: Confirmed, client: int, frame: bytes) -> None:
+    """Whether a frame is the one that is waited for, its signature apart.
+
+    Raises:
+        DecodeError: Another exchange's, round's or sender's.
+    """
+    messages.glance(frame, messages.Unmask, binding=state.masked.view.transcript, sender=client)
 
 
 def collect(state: Confirmed, replies: Replies) -> tuple[Unmasked, Rejected]:
@@ -77,19 +88,19 @@ def collect(state: Confirmed, replies: Replies) -> tuple[Unmasked, Rejected]:
         RoundError: The sum is outside what inputs within their bounds can give.
     """
     masked = state.masked
-    revealed, rejected = _Revealed({}, {}, {}), Rejected()
+    revealed = _Revealed({}, {}, {}, {})
     for client in sorted(replies):
         try:
             _read(replies[client], client, masked, revealed)
         except SecaggError as error:
-            rejected[client] = error
+            revealed.rejected[client] = error
     streams = [_self_mask(client, masked, revealed) for client in masked.survivors]
     for dropped in sorted(set(masked.sharers.members) - set(masked.survivors)):
         streams += _pair_masks(dropped, masked, revealed)
     sums = [total.copy() for total in masked.sums]
     for index, words in enumerate(sums):
         apply_streams(words, streams, index, masked.view.transcript)
-    return Unmasked(_decode(sums, masked), masked.survivors), rejected
+    return Unmasked(_decode(sums, masked), masked.survivors), revealed.rejected
 
 
 def _read(frame: bytes, client: int, masked: MaskedSum, revealed: _Revealed) -> None:
@@ -137,11 +148,12 @@ def _seed_matches(masked: MaskedSum, client: int, peer: int, seed: bytes) -> boo
     return pair is not None and pair.commitment == pair_commitment(transcript, chooser, other, seed)
 
 
-def _reconstruct(owner: int, shares: dict[int, bytes], masked: MaskedSum, what: str) -> bytes:
+def _reconstruct(owner: int, shares: dict[int, bytes], masked: MaskedSum, what: str, rejected: Rejected) -> bytes:
     params = masked.host.params
     if len(shares) < params.threshold:
         alive = tuple(sorted(shares))
-        raise BelowThresholdError("unmask", params.threshold, alive, f"shares of the {what} of client {owner}")
+        reason = f"shares of the {what} of client {owner}"
+        raise BelowThresholdError("unmask", params.threshold, alive, reason, rejected)
     chosen = sorted(shares)[: params.threshold]
     points = [graph.position(params, holder) + 1 for holder in chosen]
     try:
@@ -151,7 +163,7 @@ def _reconstruct(owner: int, shares: dict[int, bytes], masked: MaskedSum, what: 
 
 
 def _self_mask(client: int, masked: MaskedSum, revealed: _Revealed) -> Stream:
-    seed = _reconstruct(client, revealed.self_shares.get(client, {}), masked, "self seed")
+    seed = _reconstruct(client, revealed.self_shares.get(client, {}), masked, "self seed", revealed.rejected)
     if seed_commitment(masked.host.context, client, seed) != masked.view.peers[client].seed_commitment:
         raise PeerFault(client, "dealt shares of another self seed than it committed to")
     return Stream(seed, Label.SELF_STREAM, subtract=True)
@@ -173,7 +185,7 @@ def _pair_masks(dropped: int, masked: MaskedSum, revealed: _Revealed) -> list[St
 
 
 def _open_root(dropped: int, masked: MaskedSum, revealed: _Revealed) -> bytes:
-    root = _reconstruct(dropped, revealed.root_shares.get(dropped, {}), masked, "mask root")
+    root = _reconstruct(dropped, revealed.root_shares.get(dropped, {}), masked, "mask root", revealed.rejected)
     key = mask_key_pair(masked.host.suite, root, masked.host.context)
     if key.public != masked.view.peers[dropped].mask_key:
         raise PeerFault(dropped, "dealt shares of a mask root that does not give its mask key")

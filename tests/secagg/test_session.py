@@ -1,0 +1,270 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from secagg import messages
+from secagg.crypto.kdf import Label
+from secagg.engines.inprocess import InProcessEngine
+from secagg.errors import BelowThresholdError, ParameterError
+from secagg.params import PHASES, Block, RoundParams
+from secagg.protocols.pairwise import ClientSession
+from secagg.protocols.pairwise.parties import statement
+from secagg.session import RoundOutcome, run_round
+from secagg.testing import client_handler, parties
+
+
+class Wrapped:
+    """An engine that changes the replies of another one, as a transport might."""
+
+    def __init__(self, engine, change):
+        self.engine, self.change, self.peers = engine, change, engine.peers
+
+    @property
+    def client_seconds(self):
+        """What the engine knows."""
+        return self.engine.client_seconds
+
+    def exchange(self, phase, frames, *, deadline_s):
+        """The changed replies."""
+        return self.change(phase, self.engine.exchange(phase, frames, deadline_s=deadline_s))
+
+    def close(self):
+        """Nothing to close."""
+
+
+@pytest.fixture
+def start(params_of, inputs_of):
+    """`start(drops, tap, **fields)`: an engine with fresh clients, and what `run_round` takes with it."""
+
+    def build(drops=None, tap=None, n=4, **fields):
+        p = params_of(n, **fields)
+        identities, server, roster = parties(p.cohort, p.suite)
+        inputs = inputs_of(p)
+        handlers = {
+            i: client_handler(ClientSession(p, identities[i], roster, inputs[i]), (drops or {}).get(i))
+            for i in p.cohort
+        }
+        return InProcessEngine(handlers, tap), p, server, roster, inputs
+
+    return build
+
+
+def total(inputs, survivors, name="update"):
+    """The sum of some clients' inputs."""
+    return sum(inputs[i][name] for i in survivors)
+
+
+@pytest.mark.parametrize("suite", ["classical", "hybrid"])
+def test_a_round_gives_the_exact_sum(start, suite):
+    """Sums, survivors, transcript, and nobody dropped or rejected."""
+    engine, p, server, roster, inputs = start(suite=suite)
+    out = run_round(engine, p, server, roster)
+    assert out.survivors == out.sharers == p.cohort
+    assert (out.dropped, out.rejected) == ({}, {})
+    for block in p.blocks:
+        assert out.sums[block.name].dtype == np.int64
+        assert np.array_equal(out.sums[block.name], total(inputs, p.cohort, block.name))
+
+
+def test_the_outcome_accounts_for_exactly_the_five_phases(start):
+    """Seconds and bytes have the five phases and no other key; client bytes are those that the tap saw."""
+    seen = dict.fromkeys(PHASES, 0)
+
+    def tap(phase, _sender, frame):
+        seen[phase] += len(frame)
+
+    engine, p, server, roster, _ = start(tap=tap)
+    out = run_round(engine, p, server, roster)
+    assert {f.name for f in dataclasses.fields(RoundOutcome)} == {
+        "sums",
+        "survivors",
+        "dropped",
+        "rejected",
+        "seconds",
+        "bytes_up",
+        "bytes_down",
+        "transcript",
+        "sharers",
+        "signatures",
+    }
+    assert set(out.seconds) == {"server", "client"}
+    for table in (*out.seconds.values(), out.bytes_up, out.bytes_down):
+        assert tuple(table) == PHASES
+    assert all(seconds > 0 for table in out.seconds.values() for seconds in table.values())
+    assert out.bytes_up == seen
+    assert out.bytes_down["advertise"] == 4 * len(p.encode())
+
+
+def test_an_engine_that_knows_no_times_gives_zeros(start):
+    """The client's seconds are 0 where the engine does not measure them, and a silent phase has no median."""
+    engine, p, server, roster, _ = start()
+    engine._seconds = {"mask": {1: 3.0, 2: 1.0, 3: 2.0}}
+    engine.exchange = lambda phase, frames, *, deadline_s: {  # noqa: ARG005 - the signature of an engine
+        i: x for i in frames if (x := engine._handlers[i](phase, frames[i])) is not None
+    }
+    assert run_round(engine, p, server, roster).seconds["client"] == dict.fromkeys(PHASES, 0.0) | {"mask": 2.0}
+
+
+def test_the_signatures_prove_the_survivors(start):
+    """Anybody with the roster can check that a quorum signed (T1, U2, U3)."""
+    engine, p, server, roster, _ = start({2: "mask"})
+    out = run_round(engine, p, server, roster)
+    assert len(out.signatures) >= p.quorum(4)
+    for client, signature in out.signatures.items():
+        signed = statement(out.transcript, out.sharers, out.survivors)
+        roster.verify(client, Label.SIGNATURE_STATEMENT, signed, signature)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_silent_client_is_listed_with_its_phase(start, phase):
+    """Whoever falls silent is in `dropped` with the phase, and in the sum exactly if its vector arrived."""
+    engine, p, server, roster, inputs = start({1: phase})
+    out = run_round(engine, p, server, roster)
+    assert out.dropped == {1: phase}
+    assert out.survivors == ((0, 1, 2, 3) if phase in ("confirm", "unmask") else (0, 2, 3))
+    assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+def test_s1_one_of_six_never_answers(start):
+    """Sum of five."""
+    engine, p, server, roster, inputs = start({3: "advertise"}, n=6)
+    out = run_round(engine, p, server, roster)
+    assert out.survivors == (0, 1, 2, 4, 5)
+    assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+def test_s2_one_stops_after_its_keys(start):
+    """One advertises and deals no shares: the sum of the others."""
+    engine, p, server, roster, inputs = start({3: "share"}, n=6)
+    out = run_round(engine, p, server, roster)
+    assert out.sharers == out.survivors == (0, 1, 2, 4, 5)
+    assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+def test_f15_zero_replies_are_a_named_error(start):
+    """Nobody answers: the error says how many were needed, in which phase."""
+    engine, p, server, roster, _ = start(dict.fromkeys(range(4), "advertise"))
+    with pytest.raises(BelowThresholdError, match="advertise: 0 of at least 3") as caught:
+        run_round(engine, p, server, roster)
+    assert (caught.value.phase, caught.value.needed, caught.value.alive) == ("advertise", 3, ())
+
+
+@pytest.mark.parametrize("empty", [b"", None, "error", 500])
+@pytest.mark.parametrize("phase", PHASES)
+def test_s15_an_error_reply_without_content_is_a_dropout(start, empty, phase):
+    """A transport that hands over an empty or broken reply has a silent client there, and the round goes on."""
+    engine, p, server, roster, inputs = start()
+    broken = Wrapped(engine, lambda at, replies: replies | ({2: empty} if at == phase and 2 in replies else {}))
+    out = run_round(broken, p, server, roster)
+    assert out.dropped == {2: phase}
+    assert 2 in out.rejected
+    assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+@pytest.mark.parametrize("stranger", [9, 2**64 - 1])
+def test_s27_a_reply_of_one_who_was_not_asked_is_rejected(start, stranger):
+    """A frame of somebody outside the phase is recorded and changes nothing."""
+    engine, p, server, roster, inputs = start({1: "share"})
+    noisy = Wrapped(engine, lambda at, replies: replies | {stranger: b"frame"} | ({1: b"late"} if at == "mask" else {}))
+    out = run_round(noisy, p, server, roster)
+    assert out.survivors == (0, 2, 3)
+    assert set(out.rejected) == {1, stranger}
+    assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+def test_s27_another_sessions_frame_is_rejected(start):
+    """A client's frame of another session of the same cohort makes it a dropout, not a summand."""
+    first, p, server, roster, _ = start()
+    recorded = {}
+    keeping = Wrapped(first, lambda at, replies: recorded.update({at: replies.get(2)}) or replies)
+    run_round(keeping, p, server, roster)
+    for phase in PHASES:
+        engine, q, server, roster, inputs = start()
+        assert q.session != p.session
+        replaying = Wrapped(
+            engine, lambda at, replies, phase=phase: replies | ({2: recorded[at]} if at == phase else {})
+        )
+        out = run_round(replaying, q, server, roster)
+        assert out.dropped == {2: phase}
+        assert 2 in out.rejected
+        assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+def test_a_member_that_cannot_be_reached_is_refused(start):
+    """The engine must know the cohort; the error names who is missing."""
+    engine, p, server, roster, _ = start()
+    engine._handlers.pop(2)
+    with pytest.raises(ParameterError, match=r"clients \[2\]"):
+        run_round(engine, p, server, roster)
+
+
+def test_the_deadline_reaches_the_engine(start):
+    """Each of the five exchanges has the deadline of the round."""
+    engine, p, server, roster, _ = start()
+    deadlines = []
+    exchange = engine.exchange
+    engine.exchange = lambda phase, frames, *, deadline_s: (
+        deadlines.append(deadline_s) or exchange(phase, frames, deadline_s=None)
+    )
+    run_round(engine, p, server, roster, deadline_s=7.0)
+    assert deadlines == [7.0] * 5
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 255, 256, 257, 32767, 32768, 32769])
+def test_s22_every_length_around_a_boundary_is_exact(length):
+    """Lengths 0, 1, 2 and around the sizes that packing and masking work in."""
+    p = RoundParams(cohort=range(3), blocks=(Block("x", length, 11, 300), Block("y", length, 32, 5)), suite="classical")
+    identities, server, roster = parties(p.cohort, p.suite)
+    rng = np.random.default_rng(length)
+    inputs = {i: {b.name: rng.integers(-b.bound, b.bound + 1, length) for b in p.blocks} for i in p.cohort}
+    handlers = {i: client_handler(ClientSession(p, identities[i], roster, inputs[i])) for i in p.cohort}
+    out = run_round(InProcessEngine(handlers), p, server, roster)
+    for block in p.blocks:
+        assert np.array_equal(out.sums[block.name], total(inputs, p.cohort, block.name))
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(2, 0), (3, 1), (9, 85), (17, 21845), (33, 2**30), (64, 2**61)])
+def test_s18_values_at_the_bound_do_not_carry_into_their_neighbours(bits, bound):
+    """Alternating extremes in every ring width: the sum is exact entry by entry."""
+    p = RoundParams(cohort=range(3), blocks=(Block("x", 65, bits, bound),), suite="classical")
+    identities, server, roster = parties(p.cohort, p.suite)
+    extreme = np.where(np.arange(65) % 2, bound, -bound)
+    handlers = {i: client_handler(ClientSession(p, identities[i], roster, {"x": extreme})) for i in p.cohort}
+    out = run_round(InProcessEngine(handlers), p, server, roster)
+    assert np.array_equal(out.sums["x"], 3 * extreme)
+
+
+def test_s14_ids_above_2_to_the_63_work(start):
+    """The largest ids go through every exchange."""
+    ids = (0, 2**63, 2**63 + 1, 2**64 - 2)
+    engine, p, server, roster, inputs = start({2**63: "mask"}, cohort=ids)
+    out = run_round(engine, p, server, roster)
+    assert out.survivors == (0, 2**63 + 1, 2**64 - 2)
+    assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+def test_a_rejected_answer_says_why(start):
+    """The reason of a rejection is in the outcome as text, with the client."""
+    engine, p, server, roster, _ = start()
+    out = run_round(
+        Wrapped(engine, lambda at, replies: replies | ({1: replies[1][:-1]} if at == "mask" else {})), p, server, roster
+    )
+    assert out.dropped == {1: "mask"}
+    assert "client 1 sent a mask frame of" in out.rejected[1]
+
+
+def test_the_rounds_opening_is_the_encoded_parameters(start):
+    """What each client is told first decodes to the parameters."""
+    first = {}
+    engine, p, server, roster, _ = start()
+    exchange = engine.exchange
+
+    def recording(phase, frames, *, deadline_s):
+        first.setdefault(phase, dict(frames))
+        return exchange(phase, frames, deadline_s=deadline_s)
+
+    engine.exchange = recording
+    run_round(engine, p, server, roster)
+    assert {RoundParams.decode(x) for x in first["advertise"].values()} == {p}
+    assert all(messages.decode(x, messages.Signed) for phase in PHASES[1:] for x in first[phase].values())
