@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,3 +105,14 @@ def test_only_the_engines_and_entry_points_of_secagg_do_io():
     allowed = {"prg.py": {"threading"}, "ring.py": {"threading"}}  # per-thread scratch buffers
     for path in core:
         assert not (set(imports(path)) & io_modules) - allowed.get(path.name, set()), path
+
+
+def test_every_module_has_its_line_in_the_layout():
+    """docs/layout.md lists exactly the modules that exist."""
+    text = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| \**`([a-z_/]+?(?:\.py|/))`", text, re.MULTILINE))
+    expected = set()
+    for path in MODULES:
+        relative = path.relative_to(ROOT)
+        expected.add(f"{relative.parent}/" if path.name == "__init__.py" else str(relative))
+    assert listed == expected
