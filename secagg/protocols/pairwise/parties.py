@@ -27,23 +27,15 @@ class Redacted:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Member(Redacted):
-    """A client in one round: what it agreed to and who it is."""
+class Party(Redacted):
+    """Anybody in one round."""
 
     params: RoundParams
-    identity: Identity
-    roster: Roster
-    entropy: Entropy
 
     @functools.cached_property
     def context(self) -> bytes:
         """The hash of the parameters, 32 bytes."""
         return self.params.context
-
-    @property
-    def id(self) -> int:
-        """The client id."""
-        return self.identity.id
 
     @property
     def suite(self) -> Suite:
@@ -52,22 +44,25 @@ class Member(Redacted):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Host(Redacted):
-    """The server in one round."""
+class Member(Party):
+    """A client in one round: what it agreed to and who it is."""
 
-    params: RoundParams
-    identity: ServerIdentity
+    identity: Identity
     roster: Roster
-
-    @functools.cached_property
-    def context(self) -> bytes:
-        """The hash of the parameters, 32 bytes."""
-        return self.params.context
+    entropy: Entropy
 
     @property
-    def suite(self) -> Suite:
-        """How this round seals."""
-        return SUITES[self.params.suite]
+    def id(self) -> int:
+        """The client id."""
+        return self.identity.id
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Host(Party):
+    """The server in one round."""
+
+    identity: ServerIdentity
+    roster: Roster
 
 
 @dataclasses.dataclass(frozen=True)
