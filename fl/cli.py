@@ -134,7 +134,7 @@ def _progress(rounds: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _print_summary(summary: Mapping[str, Any], epsilon: Mapping[str, float] | None) -> None:
+def _print_summary(summary: Mapping[str, Any], epsilon: Mapping[str, float | None] | None) -> None:
     from rich.console import Console  # noqa: PLC0415 - only where something is shown
     from rich.table import Table  # noqa: PLC0415
 
@@ -153,8 +153,8 @@ def _print_summary(summary: Mapping[str, Any], epsilon: Mapping[str, float] | No
         console.print("* simulation only, not covered by ε")
     if epsilon is not None:
         console.print(
-            f"ε ≤ {summary['epsilon']:.4f} at δ = {summary['delta']:g} for this run "
-            f"(closed form {epsilon['closed_form']:.4f}, Rényi {epsilon['rdp']:.4f}; planned {summary['epsilon_planned']:.4f})"
+            f"ε ≤ {_bound(summary['epsilon'])} at δ = {summary['delta']:g} for this run "
+            f"(closed form {_bound(epsilon['closed_form'])}, Rényi {_bound(epsilon['rdp'])}; planned {summary['epsilon_planned']:.4f})"
         )
         for name, total in summary["epsilon_lifetime"].items():
             console.print(f"  {name}: ε ≤ {total:.4f} over all runs in its ledger")
@@ -167,6 +167,10 @@ def _print_summary(summary: Mapping[str, Any], epsilon: Mapping[str, float] | No
         cost.add_row(phase, f"{seconds:.2f}", f"{summary['bytes'][phase]:,}")
     console.print(cost)
     console.print(f"{summary['rounds']} rounds; {summary['run']}/report.html", soft_wrap=True)
+
+
+def _bound(epsilon: float | None) -> str:
+    return "∞" if epsilon is None else f"{epsilon:.4f}"
 
 
 def _figures(metrics: Mapping[str, float | None], *keys: str) -> list[str]:

@@ -14,7 +14,7 @@ import msgspec
 from fl.errors import ConfigError
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=64)]
 Options = dict[str, float | bool]
@@ -74,8 +74,8 @@ class FedAvg(_Section, frozen=True, kw_only=True, tag_field="name", tag="fedavg"
     learning_rate: Positive = 0.1
     options: Options = {}
     batch_size: Count = 32
-    local_epochs: Count | None = None
-    local_steps: Count | None = None
+    local_epochs: Annotated[int, msgspec.Meta(ge=1, le=2**12)] | None = None
+    local_steps: Annotated[int, msgspec.Meta(ge=1, le=2**16)] | None = None
     limit: Positive = 64.0
     fraction_bits: Annotated[int, msgspec.Meta(ge=1, le=52)] = 32
     max_weight: Annotated[int, msgspec.Meta(ge=1, le=2**22)] = 2**16
@@ -122,7 +122,7 @@ class Privacy(_Section, frozen=True, kw_only=True):
     unit: Literal["record", "client"] = "record"
     relation: Literal["add-remove", "replace-one", "zero-out"] | None = None
     clip: Positive = 1.0
-    records_per_site: Count | None = None
+    records_per_site: Annotated[int, msgspec.Meta(ge=1, le=2**22)] | None = None
     divisor: Positive
     colluders: Natural = 0
     dropouts: Natural = 0
@@ -152,11 +152,14 @@ class Simulation(_Section, frozen=True, kw_only=True):
         drop_rate: The part of the rounds in which one site goes silent.
         drop_site: Which; None: chosen by the seed.
         baselines: Also train without privacy, centralised, alone and federated, for comparison.
+        lifetime_epsilon: What each site allows on its data set over all runs, at this run's delta; None: no limit. It
+            stands in for a site's own policy, which no researcher sets.
     """
 
     drop_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     drop_site: str | None = None
     baselines: bool = False
+    lifetime_epsilon: Positive | None = None
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -245,6 +248,10 @@ def _check(config: Config) -> None:
         if isinstance(algorithm, DpFedSgd):
             raise ConfigError('algorithm.name: "dp_fedsgd" needs a [privacy] section')
         return
+    if config.simulation.drop_rate > 0 and privacy.dropouts == 0:
+        raise ConfigError(
+            "simulation.drop_rate: sites go silent, and privacy.dropouts = 0 has no noise to spare for it"
+        )
     if mode == "plain":
         raise ConfigError('secagg.mode: "plain" is a float mean, and privacy is proved for integer sums only')
     unit = "record" if isinstance(algorithm, DpFedSgd) else "client"

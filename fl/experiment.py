@@ -16,7 +16,8 @@ from flax import nnx
 from fl import algorithms, model
 from fl.algorithms import Algorithm, ClippedEncoding, LocalTraining, Server, WeightedEncoding
 from fl.config import Config, FedAvg
-from fl.data import SiteData, load_csv, load_heart, load_schema, stratified_split
+from fl.data import SiteData, load_csv, load_heart, load_schema, split_by_record
+from fl.data.heart import HEART_FOLDER
 from fl.errors import ConfigError, DataError
 from fl.model import Adapter
 from fl.site import Agreement, require_capacity
@@ -69,13 +70,14 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PlanWarning)
+        tables, schema = _load(config)
         split = {
-            name: stratified_split(s, seed=config.seed, test_fraction=config.data.test_fraction)
-            for name, s in _load(config).items()
+            name: split_by_record(s, seed=config.seed, test_fraction=config.data.test_fraction)
+            for name, s in tables.items()
         }
         train, test = ({name: parts[index] for name, parts in split.items()} for index in (0, 1))
         features = next(iter(train.values())).x.shape[1]
-        adapter = Adapter.of(model.factory(config.model.kind, config.model.hidden)(features, nnx.Rngs(config.seed)))
+        adapter = Adapter.of(_build(config, features))
         optimizer = algorithms.optimizer(
             "server", config.server.optimizer, config.server.learning_rate, config.server.options
         )
@@ -87,7 +89,7 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
             sites=dict(enumerate(train)),
             blocks=algorithm.blocks,
             plan=plan,
-            experiment=_hash(config),
+            experiment=_hash(config, schema),
             schema=adapter.schema.hash,
             threshold=config.secagg.threshold,
             suite=config.secagg.suite,
@@ -107,16 +109,29 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
     return Experiment(config, train, test, adapter, server, algorithm, agreement, planned, notes)
 
 
-def _load(config: Config) -> dict[str, SiteData]:
+def _load(config: Config) -> tuple[dict[str, SiteData], str]:
+    """The sites' tables, and the hash of the schema that encodes them."""
     if config.data.path is None:
-        return load_heart()
+        return load_heart(), load_schema(HEART_FOLDER / "schema.toml").hash
     folder = Path(config.data.path)
     files = sorted(folder.glob("site_*.csv"))
     if not files:
         raise DataError(f"{folder}: has no site_*.csv")
     schema = load_schema(folder / config.data.schema)
     sites = [load_csv(file, schema, name=file.stem.removeprefix("site_")) for file in files]
-    return {site.name: site for site in sites}
+    return {site.name: site for site in sites}, schema.hash
+
+
+def _build(config: Config, features: int) -> nnx.Module:
+    """The model at its initial parameters; whatever keeps it from being built is the configuration's fault."""
+    kind = config.model.kind
+    try:
+        built = model.factory(kind, config.model.hidden)(features, nnx.Rngs(config.seed))
+    except (TypeError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
+        raise ConfigError(f'model.kind: "{kind}" cannot be built for {features} features: {error}') from error
+    if not isinstance(built, nnx.Module):
+        raise ConfigError(f'model.kind: "{kind}" gives a {type(built).__name__}, not an nnx.Module')
+    return built
 
 
 def _require_distinct(train: Mapping[str, SiteData]) -> None:
@@ -185,8 +200,12 @@ def _silences(config: Config, sites: tuple[str, ...]) -> Silences:
     }
 
 
-def _hash(config: Config) -> str:
-    """Of everything that determines a site's update, besides its rows: model, algorithm, server step, seed, rounds."""
+def _hash(config: Config, schema: str) -> str:
+    """Of everything that determines a site's update, besides its rows.
+
+    Model, algorithm, server step, seed, rounds, the part that is held out, and how a row is encoded.
+    """
     parts = ("seed", "rounds", "model", "algorithm", "server")
     chosen = {part: msgspec.to_builtins(getattr(config, part)) for part in parts}
+    chosen |= {"schema": schema, "test_fraction": config.data.test_fraction}
     return hashlib.sha256(rfc8785.dumps(chosen)).hexdigest()

@@ -272,7 +272,7 @@ def factory(kind: str, hidden: tuple[int, ...] = ()) -> ModelFactory:
         raise ConfigError(f'model.kind: "{kind}" is not "logistic", "mlp" or "package.module:function"')
     try:
         build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f'model.kind: "{kind}" cannot be imported: {error}') from error
     if not callable(build):
         raise ConfigError(f'model.kind: "{kind}" is not a function')

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _INK = "#010203"
 _BLUE, _ORANGE, _GREY, _RED = "#2f7fd8", "#d98324", "#8a8f98", "#d64545"
 _T = TypeVar("_T")
+_LARGEST_EXPONENT = 700.0  # beyond it a float overflows, and the bound says nothing
 _MODELS = {
     "federated": "Federated, without privacy",
     "centralized": "Centralised, without privacy",
@@ -57,9 +58,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         epsilon: What the run spent, an upper bound; None without differential privacy.
         epsilon_planned: What the plan's floor would have spent.
-        private: False where noise or protocol secrets came from a test seed.
+        private: False without noise, without the protocol, or where a test seed gave noise and secrets.
+        insecure_test_seed: Whether a test seed did.
         seconds: By phase, and of whatever else took time.
-        epsilon_lifetime: Site → ε over every run on its data set, this one included, at this run's δ.
+        epsilon_lifetime: Site → ε over every booked run on its data set, this one included, at this run's δ; None: no bound.
     """
 
     auc: float | None
@@ -72,7 +74,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     seconds: dict[str, float]
     private: bool
-    epsilon_lifetime: dict[str, float] = {}
+    insecure_test_seed: bool = False
+    epsilon_lifetime: dict[str, float | None] = {}
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -90,10 +93,10 @@ class Clock(msgspec.Struct, frozen=True):
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """Cumulative ε after a round, by both routes."""
+    """Cumulative ε after a round, by both routes; None where a route gives no bound."""
 
-    closed_form: float
-    rdp: float
+    closed_form: float | None
+    rdp: float | None
 
 
 class RoundLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +217,7 @@ def render(record: RunRecord) -> str:
         result=result,
         plan=plan,
         config=_flatten(record.config),
+        mode=record.config.get("secagg", {}).get("mode", "secure"),
         rounds=record.rounds,
         models=[(title, result.baselines[key]) for key, title in _MODELS.items() if key in result.baselines],
         timeline=timeline,
@@ -225,9 +229,11 @@ def render(record: RunRecord) -> str:
             (name, value) for name, value in result.seconds.items() if name not in {row["name"] for row in phases}
         ],
         ledger={kind: sum(line.kind == kind for line in record.ledger) for kind in ("reserve", "commit")},
-        odds=None if result.epsilon is None else math.exp(result.epsilon),
+        odds=None if result.epsilon is None else math.exp(min(result.epsilon, _LARGEST_EXPONENT)),
         # The largest true-positive rate that (ε, δ) allows at a false-positive rate of 1 %.
-        caught=None if result.epsilon is None or plan is None else min(1, 0.01 * math.exp(result.epsilon) + plan.delta),
+        caught=None
+        if result.epsilon is None or plan is None
+        else min(1, 0.01 * math.exp(min(result.epsilon, _LARGEST_EXPONENT)) + plan.delta),
         charts=_charts(record),
     )
 
@@ -317,7 +323,7 @@ def _charts(record: RunRecord) -> dict[str, Markup]:
             for field, colour in (("auc", _BLUE), ("accuracy", _ORANGE)):
                 values = [getattr(line, field) for line in record.evaluation]
                 label = "AUC" if field == "auc" else field
-                axes.plot(steps, [math.nan if v is None else v for v in values], color=colour, label=label)
+                axes.plot(steps, [_level(v) for v in values], color=colour, label=label)
                 baseline = result.baselines.get("federated")
                 level = None if baseline is None else getattr(baseline, field)
                 if level is not None:
@@ -339,8 +345,8 @@ def _charts(record: RunRecord) -> dict[str, Markup]:
         def epsilon(axes: "Axes") -> None:
             axes.axhline(plan.epsilon, color=_RED, linestyle=":", label="budget of the run")
             axes.plot(steps, planned, color=_GREY, linestyle="--", label="planned")
-            axes.plot(steps, [each.rdp for each in spent], color=_ORANGE, label="realised, Rényi route")
-            axes.plot(steps, [each.closed_form for each in spent], color=_BLUE, label="realised, closed form")
+            axes.plot(steps, [_level(each.rdp) for each in spent], color=_ORANGE, label="realised, Rényi route")
+            axes.plot(steps, [_level(each.closed_form) for each in spent], color=_BLUE, label="realised, closed form")
             axes.set_ylim(bottom=0)
 
         def sigma(axes: "Axes") -> None:
@@ -352,6 +358,11 @@ def _charts(record: RunRecord) -> dict[str, Markup]:
         charts["epsilon"] = _svg("epsilon", epsilon, f"ε at δ = {plan.delta:g}")
         charts["noise"] = _svg("noise", sigma, "\N{GREEK SMALL LETTER SIGMA}_eff / sensitivity")
     return charts
+
+
+def _level(value: float | None) -> float:
+    """A value to plot; a gap where there is none."""
+    return math.nan if value is None else value
 
 
 def _svg(name: str, draw: Callable[["Axes"], None], ylabel: str) -> Markup:

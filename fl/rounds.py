@@ -5,6 +5,7 @@ commits the noise that really was there; only a model that is finite is committe
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ class RoundRecord:
         seconds: {"server" | "client": {phase: seconds}}; client: the median.
         bytes: {"up" | "down": {phase: bytes}}.
         sigma_eff: Noise of the honest survivors in grid units, or None without privacy.
-        epsilon: Cumulative, by route, or None without privacy.
+        epsilon: Cumulative, by route (None: no bound by that route), or None without privacy.
         transcript: Hex hash of the protocol's transcript, "" without it.
         update_norm: L2 norm of the mean update; 0 when the round had no data.
         loss: Mean training loss, or None where it is private or there was no data.
@@ -49,7 +50,7 @@ class RoundRecord:
     seconds: dict[str, dict[str, float]]
     bytes: dict[str, dict[str, int]]
     sigma_eff: float | None
-    epsilon: dict[str, float] | None
+    epsilon: dict[str, float | None] | None
     transcript: str
     update_norm: float
     loss: float | None
@@ -138,11 +139,11 @@ class Coordinator:
             data_set=None,
         )
 
-    def _commit(self, reservation: Reservation | None, aggregate: Aggregate) -> dict[str, float] | None:
+    def _commit(self, reservation: Reservation | None, aggregate: Aggregate) -> dict[str, float | None] | None:
         if reservation is None or self.ledger is None:
             return None
         entry = self.ledger.commit(reservation, survivors=aggregate.survivors, transcript=aggregate.transcript)
-        return dict(entry.epsilon)
+        return {route: value if math.isfinite(value) else None for route, value in entry.epsilon.items()}
 
     def _explain(self, error: RoundError | PeerFault) -> str:
         if isinstance(error, BelowThresholdError):
@@ -155,7 +156,7 @@ class Coordinator:
         return str(error)
 
     def _record(
-        self, announcement: Announcement, aggregate: Aggregate, epsilon: dict[str, float] | None
+        self, announcement: Announcement, aggregate: Aggregate, epsilon: dict[str, float | None] | None
     ) -> RoundRecord:
         plan, names, mean = self.agreement.plan, self.agreement.sites, aggregate.mean
         return RoundRecord(

@@ -7,6 +7,7 @@ it compares every sum with the sites' inputs, evaluates on held-out rows, and tr
 import fcntl
 import json
 import logging
+import math
 import os
 import secrets
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ from fl.model import LOSSES, Params
 from fl.report import write_report
 from fl.rounds import Coordinator, RoundRecord, append_line
 from fl.site import Announcement, Entropy, Participation, Site
+from privacy.budget import Budget
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES
@@ -44,6 +46,7 @@ from secagg.params import PHASES
 from secagg.testing import seeded_entropy
 
 _LOG = logging.getLogger(__name__)
+TURN_TIMEOUT_S = 600.0  # how long a run waits for another one on the same data
 
 Progress = Callable[[RoundRecord], None]
 
@@ -124,6 +127,7 @@ class Consortium:
                 roster=roster,
                 noise=(NoiseSource() if seed is None else NoiseSource.insecure_test(seed)) if noisy else None,
                 ledger=ledgers.get(rows.name),
+                budget=_lifetime_budget(experiment),
                 entropy=_site_entropy(seed, client),
             )
             for client, rows in enumerate(experiment.train.values())
@@ -297,7 +301,7 @@ class _Run:
             "sites": report["sites"],
             "baselines": {},
             "metric": {"name": "auc", "value": pooled["auc"], "higher_is_better": True},
-            "epsilon": min(spent.values()) if spent is not None else None,
+            "epsilon": _smallest(spent),
             "epsilon_planned": plan.accounted_epsilon().upper if plan is not None else None,
             "delta": plan.delta if plan is not None else None,
             "rounds": len(history),
@@ -315,14 +319,23 @@ class _Run:
             "private": self.experiment.agreement.private,
             "run": str(self.folder),
             "epsilon_lifetime": self._lifetime(),
+            "insecure_test_seed": self.experiment.agreement.test_seed is not None,
         }
 
-    def _lifetime(self) -> dict[str, float]:
-        """Each data set's ε over every run that its ledger knows, at this run's δ."""
-        plan, sites = self.experiment.agreement.plan, self.consortium.sites.values()
+    def _lifetime(self) -> dict[str, float | None]:
+        """Each data set's ε over every run that its ledger knows, at this run's δ; None where no bound covers them all."""
+        plan = self.experiment.agreement.plan
         if plan is None:
             return {}
-        return {site.name: site.ledger.total(plan.delta).epsilon.upper for site in sites if site.ledger is not None}
+        totals = {
+            site.name: site.ledger.total(plan.delta)
+            for site in self.consortium.sites.values()
+            if site.ledger is not None
+        }
+        return {
+            name: total.epsilon.upper if total.private and math.isfinite(total.epsilon.upper) else None
+            for name, total in totals.items()
+        }
 
     def _baselines(
         self, history: list[RoundRecord], score: Callable[[Sequence[Params]], SiteReport]
@@ -331,6 +344,17 @@ class _Run:
         names = list(experiment.train)
         alive = np.array([[name in record.survivors for name in names] for record in history])
         return baselines(experiment.server, LOSSES[experiment.config.model.loss], experiment.train, score, alive)
+
+
+def _smallest(epsilon: Mapping[str, float | None] | None) -> float | None:
+    bounds = [bound for bound in (epsilon or {}).values() if bound is not None]
+    return min(bounds) if bounds else None
+
+
+def _lifetime_budget(experiment: Experiment) -> Budget | None:
+    """What every simulated site allows on its data set over all runs."""
+    limit, plan = experiment.config.simulation.lifetime_epsilon, experiment.agreement.plan
+    return None if limit is None or plan is None else Budget(limit, plan.delta)
 
 
 def ledger_folder() -> Path:
@@ -392,8 +416,21 @@ def _turn(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _LOG.warning("waiting for another run on the same data set (%s)", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for(file, path)
         yield
+
+
+def _wait_for(file: IO[str], path: Path) -> None:
+    deadline = time.monotonic() + TURN_TIMEOUT_S
+    while True:
+        time.sleep(0.05)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise RunError(f"{path}: another run has held this data set for {TURN_TIMEOUT_S:.0f} s") from None
+        else:
+            return
 
 
 def _require_free(folder: Path) -> None:

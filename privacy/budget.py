@@ -5,9 +5,10 @@ While every sum of ``mu**2`` stays within what one Gaussian of (epsilon, delta) 
 """
 
 import math
+import sys
 from dataclasses import dataclass, field
 
-from privacy.accounting.gaussian import closed_form, largest_mu_squared, with_sampler
+from privacy.accounting.gaussian import as_text, closed_form, largest_mu_squared, with_sampler
 from privacy.errors import BudgetExceededError, PlanError
 
 
@@ -35,6 +36,7 @@ class Budget:
 
     Raises:
         PlanError: an argument is out of range, or the sampler alone may cost delta.
+        AccountingError: epsilon is so small or so large that float64 has no answer.
 
     Guarantees:
         Whatever `check` lets through stays within (epsilon, delta), also when noise is chosen after seeing results.
@@ -47,12 +49,14 @@ class Budget:
     mu_squared: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        most = sys.float_info.max
         for name, value, end in (
             ("epsilon", self.epsilon, math.inf),
             ("delta", self.delta, 1.0),
             ("sampler_delta", self.sampler_delta + math.ulp(0.0), 1.0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end:
+            # Not only below infinity: an integer may be larger than any float.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end or value > most:
                 raise PlanError(f"{name} = {getattr(self, name)!r} of a budget is not in (0, {end:g})")
         left = self.delta
         if self.sampler_delta:
@@ -83,6 +87,6 @@ class Budget:
         if total > self.mu_squared:
             would = with_sampler(lambda delta: closed_form(total, delta), self.delta, self.sampler_delta)
             raise BudgetExceededError(
-                f"the next release would bring epsilon to {would:.6g} at delta = {self.delta:g}; the budget is "
+                f"the next release would bring epsilon to {as_text(would)} at delta = {self.delta:g}; the budget is "
                 f"{self.epsilon:g} (mu**2: {spent:.9g} spent, {coming:.9g} asked, {self.mu_squared:.9g} allowed)"
             )

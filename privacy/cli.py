@@ -15,6 +15,7 @@ from typing import Any, get_args
 import click
 
 from privacy.accounting import EpsilonBound, Relation, epsilon, noise_multiplier
+from privacy.accounting.gaussian import as_text
 from privacy.errors import PrivacyError
 from privacy.ledger import read_entries, verify
 from privacy.ledger.chain import ChainError, Entry
@@ -59,7 +60,7 @@ def epsilon_command(  # noqa: PLR0917 - click calls it by keyword
     if as_json:
         _print_json({"epsilon": bound.upper, "lower": bound.lower, "routes": dict(bound.routes)})
         return
-    click.echo(f"epsilon <= {bound.upper:.6g} at delta = {delta:g} ({relation})")
+    click.echo(f"{_at_most(bound)} at delta = {delta:g} ({relation})")
     click.echo(_routes(bound))
 
 
@@ -80,7 +81,7 @@ def noise_command(  # noqa: PLR0917 - click calls it by keyword
     if as_json:
         _print_json({"noise_multiplier": noise, "epsilon": bound.upper})
         return
-    click.echo(f"noise multiplier {_rounded_up(noise)}: epsilon <= {bound.upper:.6g} at delta = {delta:g} ({relation})")
+    click.echo(f"noise multiplier {_rounded_up(noise)}: {_at_most(bound)} at delta = {delta:g} ({relation})")
 
 
 @cli.group("ledger")
@@ -176,8 +177,14 @@ def _rounded_up(noise: float) -> str:
     return f"{math.ceil(noise * 10**digits) / 10**digits:.{digits}f}"
 
 
+def _at_most(bound: EpsilonBound) -> str:
+    return f"epsilon <= {as_text(bound.upper)}" if math.isfinite(bound.upper) else "epsilon has no bound"
+
+
 def _routes(bound: EpsilonBound) -> str:
-    routes = ", ".join(f"{name} {value:.6g}" for name, value in sorted(bound.routes.items(), key=lambda each: each[1]))
+    routes = ", ".join(
+        f"{name} {as_text(value)}" for name, value in sorted(bound.routes.items(), key=lambda each: each[1])
+    )
     return f"  upper bounds: {routes}; lower bound: {bound.lower:.6g}"
 
 
@@ -205,13 +212,13 @@ def _total_object(total: LedgerTotal) -> dict[str, Any]:
 
 def _print_total(total: LedgerTotal) -> None:
     click.echo(
-        f"epsilon <= {total.epsilon.upper:.6g} at delta = {total.delta:g} over {len(total.runs)} runs "
+        f"{_at_most(total.epsilon)} at delta = {total.delta:g} over {len(total.runs)} runs "
         f"({total.unit}, {total.relation})"
     )
     click.echo(_routes(total.epsilon))
     for run in total.runs:
         mark = "" if run.private else "  NOT PRIVATE: noise or secrets came from a test seed"
-        click.echo(f"  run {run.run or '(unknown)'}: {run.rounds} rounds, epsilon <= {run.epsilon.upper:.6g}{mark}")
+        click.echo(f"  run {run.run or '(unknown)'}: {run.rounds} rounds, {_at_most(run.epsilon)}{mark}")
     if total.open:
         click.echo(f"  {total.open} reservations without commit count at their plan's floor")
     if not total.private:
@@ -222,7 +229,7 @@ def _line(entry: Entry) -> str:
     text = f"{entry.seq:6d}  {entry.kind:9s}"
     if entry.kind == "plan":
         return f"{text}  {entry.plan}"
-    spent = ", ".join(f"{route} {value:.6g}" for route, value in entry.epsilon.items())
+    spent = ", ".join(f"{route} {as_text(value)}" for route, value in entry.epsilon.items())
     where = f"run {entry.run or '(unknown)'}"
     if entry.kind != "recovered":
         where += f"  round {entry.round}"

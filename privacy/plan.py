@@ -7,6 +7,7 @@ units; T rounds. The noise that counts is that of the fewest honest survivors, t
 import hashlib
 import json
 import math
+import sys
 import warnings
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any, Final, Literal, Self, get_args
 import rfc8785
 
 from privacy.accounting import EpsilonBound, gaussian_epsilon
-from privacy.accounting.gaussian import SAMPLER_DISTANCE
+from privacy.accounting.gaussian import SAMPLER_DISTANCE, as_text
 from privacy.budget import Budget
 from privacy.errors import PlanError
 from privacy.noise import sigma_effective, sigma_local
@@ -109,7 +110,7 @@ class Plan:
         if spend * (1 + _MARGIN / 2) > self.budget().mu_squared:
             raise PlanError(
                 f"{self.rounds} rounds at noise_multiplier = {self.noise_multiplier} spend epsilon = "
-                f"{self.accounted_epsilon().upper:.6g} at delta = {self.delta:g}; the budget is {self.epsilon:g}"
+                f"{as_text(self.accounted_epsilon().upper)} at delta = {self.delta:g}; the budget is {self.epsilon:g}"
             )
         records = self.sites * self.records_per_site
         if self.delta >= 1 / records:
@@ -125,7 +126,7 @@ class Plan:
             _check_count(name, getattr(self, name), least)
         for name in _REALS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
                 raise PlanError(f"{name} = {value!r} is not a finite positive number")
             object.__setattr__(self, name, float(value))
         if self.delta >= 1:
@@ -292,6 +293,8 @@ class Plan:
             data = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
         except ValueError as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
+        except RecursionError:
+            raise PlanError("the plan is not JSON of a plan: it is nested too deeply") from None
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise PlanError(f'the plan is not an object with "format": "{FORMAT}"')
         names = {f.name for f in fields(cls) if f.init}
@@ -314,8 +317,8 @@ class Plan:
 Privacy plan {self.hash[:16]}
 
 Protected: {who}. Two data sets are neighbours when it {how}.
-Promise: epsilon <= {planned.upper:.4g} at delta = {self.delta:g} after {self.rounds} rounds (the Rényi route says \
-{planned.routes["rdp"]:.4g}); the budget of the run is {self.epsilon:g}.
+Promise: epsilon <= {as_text(planned.upper, 4)} at delta = {self.delta:g} after {self.rounds} rounds (the Rényi route says \
+{as_text(planned.routes["rdp"], 4)}); the budget of the run is {self.epsilon:g}.
 Against: the server and {self.colluders} colluding sites, who know their own noise. Computational: it rests on the \
 masks, the sealing of shares and the noise generator.
 Holds when: at least {self.sites - self.dropouts} of {self.sites} sites are in every sum. With fewer, the sites \

@@ -1,6 +1,8 @@
 """What an algorithm is: pure functions on both sides of the sum, and the values that travel between them."""
 
+import collections
 import difflib
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
@@ -21,23 +23,39 @@ Contribution: TypeAlias = dict[str, Int64]
 
 @dataclass(frozen=True)
 class Records:
-    """A site's training rows, each in a fixed slot.
+    """A site's training rows, each in a slot of its own.
 
     Attributes:
         x: (slots, features) float32; absent slots are zero.
         y: (slots,) int32.
         present: (slots,) bool: which slots hold a record.
+        tags: (slots,) uint32: what a record's random streams (dropout layers) are keyed by. A function of the record and
+            of how many identical ones come before it, so that removing a record leaves the others' streams alone
+            wherever they move to.
     """
 
     x: npt.NDArray[np.float32]
     y: npt.NDArray[np.int32]
     present: npt.NDArray[np.bool_]
+    tags: npt.NDArray[np.uint32]
 
     @classmethod
     def place(cls, x: npt.NDArray[np.float32], y: npt.NDArray[np.int32], slots: int) -> "Records":
         """Put row i into slot i; the caller has checked that there are no more than `slots` rows."""
         spare = slots - len(x)
-        return cls(np.pad(x, ((0, spare), (0, 0))), np.pad(y, (0, spare)), np.arange(slots) < len(x))
+        tags = np.pad(_tags(x, y), (0, spare))
+        return cls(np.pad(x, ((0, spare), (0, 0))), np.pad(y, (0, spare)), np.arange(slots) < len(x), tags)
+
+
+def _tags(x: npt.NDArray[np.float32], y: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
+    seen: collections.Counter[bytes] = collections.Counter()
+    tags = np.empty(len(x), np.uint32)
+    for index, (row, label) in enumerate(zip(x, y, strict=True)):
+        record = row.tobytes() + label.tobytes()
+        digest = hashlib.sha256(record + seen[record].to_bytes(8, "big")).digest()
+        tags[index] = int.from_bytes(digest[:4], "big")
+        seen[record] += 1
+    return tags
 
 
 @dataclass(frozen=True)
@@ -190,4 +208,18 @@ def optimizer(
         raise ConfigError(f"{key}.options: optax.{name} refuses them: {error}") from error
     if not isinstance(made, optax.GradientTransformation):
         raise ConfigError(f'{key}.optimizer: optax."{name}" is not an optimiser')
+    _try(made, key, name)
     return made
+
+
+def _try(made: optax.GradientTransformation, key: str, name: str) -> None:
+    """One step on nothing: whether a gradient is all that the optimiser needs, and its state all numbers."""
+    nothing = jnp.zeros(1)
+    try:
+        state = made.init(nothing)
+        made.update(nothing, state, nothing)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}.optimizer: optax.{name} needs more than gradients: {error}") from error
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            raise ConfigError(f"{key}.optimizer: optax.{name} draws random numbers, and a run could not be repeated")

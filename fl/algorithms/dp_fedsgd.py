@@ -18,28 +18,30 @@ from privacy.codec import GridCodec
 from privacy.plan import Plan
 from secagg.params import Block
 
-CHUNK = 64  # slots per call: memory is CHUNK · d, and a call costs about as much as 64 small gradients
+CHUNK = 64  # slots per call at most; a call costs about as much as 64 small gradients
+_CHUNK_ENTRIES = 2**22  # slots · d per call at most
 
-Slots = tuple[Any, Any, Any]  # record, label and number of a slot, or arrays of them
+Slots = tuple[Any, Any, Any]  # record, label and tag of a slot, or arrays of them
 Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
 
 
 def record_gradients(adapter: Adapter, loss: Loss) -> Callable[[Params, Local, Records, jax.Array], Iterator[Rows]]:
     """A function of (params, local, records, key) that yields every record's gradient, computed alone.
 
-    It yields (rows (CHUNK, d) float32, present (CHUNK,) bool) until every slot is covered.
+    It yields (rows (chunk, d) float32, present (chunk,) bool), chunk = `chunk_size(d)`, until every slot is covered.
 
     Guarantees:
-        The float gradient in a slot is a function of that slot's record, the parameters and the slot's key only:
-        slots are evaluated one after the other by one compiled body of fixed shape. (A vmap over the batch is not
-        enough: its reductions round differently with other records in the batch.)
+        A record's float gradient is a function of that record, the parameters and the record's own key only: slots are
+        evaluated one after the other by one compiled body of fixed shape. (A vmap over the batch is not
+        enough where it runs over the present records only: its reductions round differently with another number of them.)
     """
+    size = chunk_size(adapter.schema.dimension)
 
     @jax.jit
     def compute(params: Params, local: Local, slots: Slots, key: jax.Array) -> jax.Array:
         def one(slot: Slots) -> jax.Array:
-            record, label, index = slot
-            streams = rekey(local, jax.random.fold_in(key, index))
+            record, label, tag = slot
+            streams = rekey(local, jax.random.fold_in(key, tag))
 
             def objective(p: Params) -> jax.Array:
                 outputs, _ = adapter.forward(p, streams, record[None], train=True)
@@ -52,13 +54,17 @@ def record_gradients(adapter: Adapter, loss: Loss) -> Callable[[Params, Local, R
         return rows
 
     def chunks(params: Params, local: Local, records: Records, key: jax.Array) -> Iterator[Rows]:
-        for start in range(0, len(records.x), CHUNK):
-            part = slice(start, start + CHUNK)
-            slots = np.arange(start, start + CHUNK, dtype=np.int32)
-            rows = compute(params, local, (records.x[part], records.y[part], slots), key)
+        for start in range(0, len(records.x), size):
+            part = slice(start, start + size)
+            rows = compute(params, local, (records.x[part], records.y[part], records.tags[part]), key)
             yield np.asarray(rows), records.present[part]
 
     return chunks
+
+
+def chunk_size(dimension: int) -> int:
+    """Slots per call for d parameters: memory stays a few models, however many records there are."""
+    return max(1, min(CHUNK, _CHUNK_ENTRIES // dimension))
 
 
 def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algorithm:
@@ -73,7 +79,7 @@ def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algor
     if coupled:
         raise ModelError(f"leaf {coupled[0]} changes in training: it carries one record's values to another's gradient")
     codec = GridCodec(plan.clip, plan.grid, plan.dimension)
-    gradients = record_gradients(adapter, loss)
+    gradients, size = record_gradients(adapter, loss), chunk_size(plan.dimension)
 
     def client_update(
         params: Params, local: Local, records: Records, *, key: jax.Array
@@ -92,7 +98,7 @@ def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algor
     return Algorithm(
         blocks=(Block("update", length=plan.dimension, bits=plan.bits, bound=plan.bound),),
         max_rows=plan.records_per_site,
-        slots=lambda _rows: -(-plan.records_per_site // CHUNK) * CHUNK,  # the public cap, whatever the site has
+        slots=lambda _rows: -(-plan.records_per_site // size) * size,  # the public cap, whatever the site has
         init=server.init,
         client_update=client_update,
         encode=encode,

@@ -172,7 +172,7 @@ def fedavg(
         return training.run(adapter, loss, params, rekey(local, streams), records=Records(*records), key=shuffle)  # type: ignore[arg-type]
 
     def client_update(params: Params, local: Local, records: Records, *, key: jax.Array) -> tuple[SiteUpdate, Local]:
-        trained, after, mean_loss = train(params, local, (records.x, records.y, records.present), key)
+        trained, after, mean_loss = train(params, local, (records.x, records.y, records.present, records.tags), key)
         delta = adapter.ravel(trained) - adapter.ravel(params)
         return SiteUpdate(delta, int(records.present.sum()), float(mean_loss)), after
 

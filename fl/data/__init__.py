@@ -3,7 +3,7 @@
 from fl.data.heart import load_heart
 from fl.data.loaders import SiteData, load_csv, load_csv_sites, table_fingerprint
 from fl.data.schema import CategoryColumn, FlagColumn, Label, NumberColumn, Schema, Sites, load_schema
-from fl.data.splits import stratified_split
+from fl.data.splits import split_by_record
 
 __all__ = [
     "CategoryColumn",
@@ -17,6 +17,6 @@ __all__ = [
     "load_csv_sites",
     "load_heart",
     "load_schema",
-    "stratified_split",
+    "split_by_record",
     "table_fingerprint",
 ]

@@ -77,7 +77,7 @@ class SiteData:
 
 
 def table_fingerprint(x: NDArray[np.float32], y: NDArray[np.int32]) -> str:
-    """Names a data set by its content.
+    """Names a data set that comes from arrays and not from a file, by its content.
 
     Args:
         x: float32 (rows, features).
@@ -240,7 +240,34 @@ def _encode(path: Path, rows: list[_Row], schema: Schema, positions: Mapping[str
         if cell not in meaning:
             raise _cell_error(path, row, schema.label.column, cell, f"is no label; known: {_listed(meaning)}")
         y[index] = meaning[cell]
-    return SiteData(name, x, y, schema.features, table_fingerprint(x, y))
+    return SiteData(name, x, y, schema.features, _file_fingerprint(rows, schema, positions, name))
+
+
+def _file_fingerprint(rows: list[_Row], schema: Schema, positions: Mapping[str, int], name: str) -> str:
+    """Names a table by its raw cells, so that how they are encoded does not give the same patients a fresh ledger.
+
+    The order of rows and columns, how a number or a missing value is spelt, the schema's ranges, levels and label, and the
+    site's name do not matter; any changed, added or removed cell does, and gives another name. It is no defence against a site that edits its own data. A table
+    without rows is named by its site, since two empty sites are not one data set.
+    """
+    site_column = None if schema.sites is None else schema.sites.column
+    columns = sorted(column for column in positions if column not in schema.ignore and column != site_column)
+
+    def plain(cell: str) -> str:
+        if cell in schema.missing:
+            return ""
+        return repr(float(cell) + 0.0) if _NUMBER.fullmatch(cell) else cell
+
+    def framed(cells: Iterable[str]) -> bytes:
+        encoded = [plain(cell).encode() for cell in cells]
+        return b"".join(len(cell).to_bytes(4, "big") + cell for cell in encoded)
+
+    digest = hashlib.sha256(b"fl.data/1 file" + framed([str(len(columns)), *columns]))
+    for row in sorted(framed(row.cells[positions[column]] for column in columns) for row in rows):
+        digest.update(row)
+    if not rows:
+        digest.update(b"empty" + framed([name]))
+    return digest.hexdigest()
 
 
 def _encode_cell(path: Path, row: _Row, column: Column, cell: str, missing: tuple[str, ...]) -> list[float]:

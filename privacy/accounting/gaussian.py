@@ -24,6 +24,10 @@ from privacy.errors import AccountingError
 RDP_ORDERS: Final = (*range(2, 65), 128, 256, 512)  # integers only: exact formulas exist for all of them
 SAMPLER_DISTANCE: Final = 2.0**-100  # total variation of one noise coordinate (privacy.sampling)
 
+MIN_MU_SQUARED: Final = 1e-200  # a spend below it counts as this much
+MAX_MU_SQUARED: Final = 1e24  # beyond it float64 cannot tell one standard deviation of the loss from the next
+
+_MIN_EPSILON: Final = 1e-90  # of a budget; a smaller one would need mu**2 below the least that is told apart
 _LOG_DELTA_SLACK: Final = 1e-11  # above the rounding error of log_delta over its whole range
 _SERIES_MU: Final = 1e-3  # below it M(u) - M(v) cancels; the next term of the series is under mu**4 / 1920
 _SQRT_HALF: Final = math.sqrt(0.5)
@@ -73,6 +77,9 @@ def closed_form(mu_squared: float, delta: float, *, upward: bool = True) -> floa
     Returns:
         The smallest epsilon >= 0 for which the mechanism is (epsilon, delta)-DP, to 11 digits.
 
+    Raises:
+        AccountingError: mu_squared is above `MAX_MU_SQUARED`.
+
     Guarantees:
         With ``upward`` the result is never below the exact value, without it never above.
     """
@@ -80,7 +87,11 @@ def closed_form(mu_squared: float, delta: float, *, upward: bool = True) -> floa
 
     if mu_squared == 0:
         return 0.0
-    mu = math.sqrt(mu_squared)
+    if not mu_squared <= MAX_MU_SQUARED:  # NaN fails too
+        raise AccountingError(f"mu**2 = {mu_squared:g} is above {MAX_MU_SQUARED:g}: no epsilon can be computed for it")
+    if mu_squared < MIN_MU_SQUARED and not upward:
+        return 0.0
+    mu = math.sqrt(max(mu_squared, MIN_MU_SQUARED))
     target = math.log(delta) + (-_LOG_DELTA_SLACK if upward else _LOG_DELTA_SLACK)
     if log_delta(0.0, mu) <= target:
         return 0.0
@@ -108,6 +119,11 @@ def rdp_form(mu_squared: float, delta: float) -> float:
     if mu_squared == 0:
         return 0.0
     return rdp_epsilon(np.array(RDP_ORDERS, np.float64) * (mu_squared / 2), delta)
+
+
+def as_text(epsilon: float, digits: int = 6) -> str:
+    """Say an epsilon in words, which is where infinity has some."""
+    return f"{epsilon:.{digits}g}" if math.isfinite(epsilon) else "no bound"
 
 
 def with_sampler(route: Callable[[float], float], delta: float, sampler_delta: float) -> float:
@@ -150,11 +166,19 @@ def largest_mu_squared(epsilon: float, delta: float) -> float:
         epsilon: Positive.
         delta: In (0, 1).
 
+    Raises:
+        AccountingError: epsilon is so small or so large that float64 has no answer.
+
     Guarantees:
         ``closed_form(result, delta) <= epsilon``.
     """
     from scipy.optimize import brentq  # noqa: PLC0415 - 0.2 s to import
 
+    if not _MIN_EPSILON <= epsilon <= MAX_MU_SQUARED / 8:
+        raise AccountingError(
+            f"a budget of epsilon = {epsilon:g} at delta = {delta:g} is not in "
+            f"[{_MIN_EPSILON:g}, {MAX_MU_SQUARED / 8:g}]: no noise can be computed for it"
+        )
     target = math.log(delta) - _LOG_DELTA_SLACK
     root = math.sqrt(-2 * target)
     low = epsilon / (root + math.sqrt(root * root + 2 * epsilon))  # half of what Chernoff's bound allows

@@ -20,7 +20,14 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from privacy.accounting.gaussian import closed_form, largest_mu_squared, rdp_form, with_sampler
+from privacy.accounting.gaussian import (
+    MAX_MU_SQUARED,
+    MIN_MU_SQUARED,
+    closed_form,
+    largest_mu_squared,
+    rdp_form,
+    with_sampler,
+)
 from privacy.accounting.subsampled import Subsampled, pld_grid, pld_route, rdp_route
 from privacy.errors import AccountingError
 
@@ -213,8 +220,11 @@ def _mu_squared(mechanism: Subsampled) -> float:
     sensitivity = 2 if mechanism.replace_one else 1
     mu = sensitivity / mechanism.z
     result = mechanism.steps * mu * mu
-    if not 0 < result < math.inf:
-        raise AccountingError(f"noise_multiplier = {mechanism.z} over {mechanism.steps} steps is beyond float64")
+    if not MIN_MU_SQUARED <= result <= MAX_MU_SQUARED:
+        raise AccountingError(
+            f"noise_multiplier = {mechanism.z} over {mechanism.steps} steps is beyond float64: mu**2 = {result:g} is not "
+            f"in [{MIN_MU_SQUARED:g}, {MAX_MU_SQUARED:g}]"
+        )
     return result
 
 
@@ -248,7 +258,10 @@ def _not_negative(name: str, value: object) -> float:
     # A bool is an int to Python; NaN fails every comparison, so the test is for what is right, not for what is wrong.
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise AccountingError(f"{name} = {value!r} is not a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or fraction, which may be larger than any float
+        number = math.inf
     if not 0 <= number < math.inf:
         raise AccountingError(f"{name} = {value} is negative or not finite")
     return number

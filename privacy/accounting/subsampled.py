@@ -27,6 +27,8 @@ from privacy.errors import AccountingError
 _DEFAULT_GRID: Final = 1e-4
 _MAX_STEP_CELLS: Final = 200_000  # of one step's PLD: 2 s, for the library walks them in Python
 _MAX_CELLS: Final = 6_000_000  # of a composed PLD: 10 s and some 500 MB
+_EDGE: Final = 1e-12  # nearer to 0 or 1 the library takes logarithms of what rounding left of q
+_MAX_STEPS: Final = 1_000_000  # of a PLD; beyond it the library also spends minutes on bookkeeping
 _MAX_LOSS: Final = 600.0  # dp-accounting exponentiates the loss, and exp(709) overflows
 _TAIL_SIGMAS: Final = 10.2  # where dp-accounting cuts one step's noise, at mass exp(-50)
 _COMPOSED_TAIL: Final = 1e-15  # the mass that dp-accounting cuts from a composition
@@ -83,7 +85,7 @@ def _rdp_replace_one(order: int, z: float, q: float) -> float:
     """
     from scipy.special import logsumexp  # noqa: PLC0415 - 0.3 s to import
 
-    step = 0.45 / math.sqrt(order / (4 * z**4) + 1 / z**2)
+    step = 0.45 * z * z / math.sqrt(order / 4 + z * z)
     low, high = -1 - 12 * z, order + 12 * z
     if (high - low) / step > _MAX_NODES:
         return math.inf
@@ -102,7 +104,8 @@ def pld_grid(mechanism: Subsampled, delta: float) -> float | None:
     until that is small, beside the variance of the loss or in itself.
 
     Returns:
-        The grid, or None where the PLD cannot answer: losses that overflow, or a delta below its rounding error.
+        The grid, or None where the PLD cannot answer: losses that overflow, a delta below its rounding error, q within
+        1e-12 of 0 or 1, or more steps than that error was measured for.
 
     Guarantees:
         No more than 200 000 cells for one step and about 6 000 000 for the composition.
@@ -110,7 +113,7 @@ def pld_grid(mechanism: Subsampled, delta: float) -> float | None:
     z, q, steps, replace_one = mechanism
     shift = 2 if replace_one else 1
     largest = shift * (_TAIL_SIGMAS / z + 1 / (z * z))
-    if largest > _MAX_LOSS or rounding_delta(steps) > delta / 2:
+    if steps > _MAX_STEPS or not _EDGE <= q <= 1 - _EDGE or largest > _MAX_LOSS or rounding_delta(steps) > delta / 2:
         return None
     one_step = 2 * math.log1p(q * math.expm1(largest))
     composed = 2 * rdp_route(mechanism, _COMPOSED_TAIL) + one_step
@@ -144,7 +147,10 @@ def pld_route(mechanism: Subsampled, delta: float, grid: float, *, pessimistic: 
         pessimistic: An upper bound by connecting the dots; False: a lower bound by privacy buckets.
 
     Raises:
-        AccountingError: the library gave no number.
+        AccountingError: the library gave NaN.
+
+    Returns:
+        The bound. Where the library overflows, at epsilon above 709, inf, or 0 for a lower bound.
 
     Guarantees:
         Rounding in the Fourier transform does not turn the upper bound into an under-estimate.
@@ -164,7 +170,10 @@ def pld_route(mechanism: Subsampled, delta: float, grid: float, *, pessimistic: 
     if mechanism.steps > 1:
         composed = composed.self_compose(mechanism.steps)
     slack = rounding_delta(mechanism.steps)
-    result = float(composed.get_epsilon_for_delta(delta - slack if pessimistic else delta + slack))
+    try:
+        result = float(composed.get_epsilon_for_delta(delta - slack if pessimistic else delta + slack))
+    except OverflowError:
+        return math.inf if pessimistic else 0.0
     if math.isnan(result):
         raise AccountingError(f"the privacy loss distribution of {mechanism} gave NaN at delta = {delta}")
     return result

@@ -237,7 +237,7 @@ class Ledger:
             limit.check(before, after.mu_squared() - before)
 
     def _replay(self) -> bytes:
-        data = read_all(self._descriptor)
+        data = read_all(self._descriptor, self.path)
         self._books, torn = _replay(self.path, data)
         self._end = len(data) - len(torn)
         return torn
@@ -259,8 +259,6 @@ class Ledger:
             self._write_head()
 
     def _recover(self, torn: bytes) -> None:
-        if len(torn) > MAX_TORN:
-            raise ChainError(f"{self.path}, line {len(self._books.hashes) + 1}: {len(torn)} bytes that are no entry")
         plan, mu = self._books.floor()
         counts = plan is not None and torn_counts(torn)
         self._append(
@@ -338,7 +336,7 @@ def verify(
     """
     path = Path(path)
     with locked(path) as descriptor:
-        data = read_all(descriptor)
+        data = read_all(descriptor, path)
         own = read_head(head_path(path))
     books, torn = _replay(path, data, recompute=True)
     state = "missing"
@@ -373,6 +371,8 @@ def _replay(path: Path, data: bytes, *, recompute: bool = False) -> tuple[Books,
     books = Books(path)
     for entry in entries(lines, path):
         books.book(entry, recompute=recompute)
+    if len(torn) > MAX_TORN:
+        raise ChainError(f"{path}, line {len(lines) + 1}: {len(torn)} bytes that are no entry")
     return books, torn
 
 

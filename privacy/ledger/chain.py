@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,15 +109,16 @@ def is_count(value: object) -> bool:
 
 
 def _is_real(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 def _is_text(value: object) -> bool:
-    return type(value) is str
+    # A lone surrogate is a string to JSON and to Python, and no text that could be shown or written.
+    return type(value) is str and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def _is_texts(value: object) -> bool:
-    return type(value) is dict and all(type(text) is str for text in value.values())
+    return type(value) is dict and all(_is_text(text) for text in value.values())
 
 
 def _is_epsilon(value: object) -> bool:
@@ -146,7 +148,7 @@ _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "run": _is_text,
     "round": is_count,
     "attempt": is_count,
-    "data_set": lambda value: value is None or type(value) is str,
+    "data_set": lambda value: value is None or _is_text(value),
     "draws": is_count,
     "mu": _is_real,
     "sigma_eff": _is_real,
@@ -182,6 +184,8 @@ def decode(line: bytes) -> Entry:
         values = json.loads(line, object_pairs_hook=unique_keys)
     except ValueError as error:
         raise ChainError(f"not JSON: {error}") from error
+    except RecursionError:
+        raise ChainError("not an entry: it is nested too deeply") from None
     kind = values.get("kind") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in _KEYS:
         raise ChainError("not an entry: its kind is unknown")

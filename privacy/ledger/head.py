@@ -78,6 +78,8 @@ def read_head(path: Path) -> Head | None:
         key.verify(bytes.fromhex(values["signature"]), head.message())
     except (ValueError, TypeError, AttributeError) as error:
         raise ChainError(f"{path}: {error}") from error
+    except RecursionError:
+        raise ChainError(f"{path}: not a head: it is nested too deeply") from None
     except InvalidSignature as error:
         raise ChainError(f"{path}: the signature is not by the key that it names") from error
     return head

@@ -240,7 +240,11 @@ class Books:
     def _check_plan(self, entry: Entry) -> None:
         with warnings.catch_warnings():  # whoever made the plan was warned
             warnings.simplefilter("ignore", PlanWarning)
-            plan = Plan.from_json(json.dumps(entry.body))
+            try:
+                text = json.dumps(entry.body)
+            except RecursionError:
+                raise ChainError("the plan is nested too deeply") from None
+            plan = Plan.from_json(text)
         if plan.hash != entry.plan or plan.hash in self.plans:
             raise ChainError(f"plan {entry.plan} is not the hash of its body, or stands here twice")
         self.plans[plan.hash] = plan
@@ -263,7 +267,10 @@ class Books:
             raise ChainError(f"the commit does not agree with the reservation on line {entry.closes + 1}")
 
     def _check_recovered(self, entry: Entry) -> None:
-        counts = torn_counts(base64.b64decode(entry.torn))
+        try:
+            counts = torn_counts(base64.b64decode(entry.torn))
+        except ValueError as error:
+            raise ChainError(f"torn is not base64: {error}") from error
         plan, mu = self.floor()
         expected = (plan.hash if plan else None, mu if counts else 0.0, plan.draws if plan and counts else 0)
         if (entry.plan, entry.mu, entry.draws) != expected:

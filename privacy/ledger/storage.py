@@ -53,11 +53,18 @@ def locked(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def read_all(descriptor: int) -> bytes:
-    """Return the whole file."""
+def read_all(descriptor: int, path: Path) -> bytes:
+    """Return the whole file.
+
+    Raises:
+        LedgerError: it is a folder, or cannot be read.
+    """
     data = bytearray()
-    while part := os.pread(descriptor, 1 << 24, len(data)):
-        data += part
+    try:
+        while part := os.pread(descriptor, 1 << 24, len(data)):
+            data += part
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be read: {error.strerror}") from error
     return bytes(data)
 
 

@@ -1,11 +1,17 @@
 """The bundled demonstration, end to end, as a user runs it."""
 
+import functools
 import json
 
+import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from fl.cli import main
+from fl.config import build_config
+from fl.demo import heart
+from fl.simulation import run
 from privacy import epsilon
 from privacy.ledger import verify
 from privacy.plan import Plan
@@ -15,7 +21,7 @@ from secagg.protocols.pairwise import mask
 
 KEYS = {
     "auc", "accuracy", "auc_site_mean", "sites", "baselines", "metric", "epsilon", "epsilon_planned", "delta",
-    "rounds", "dropouts", "seconds", "bytes", "private", "run", "epsilon_lifetime",
+    "rounds", "dropouts", "seconds", "bytes", "private", "run", "epsilon_lifetime", "insecure_test_seed",
 }  # fmt: skip
 
 
@@ -58,6 +64,25 @@ def test_the_model_learns(full):
     assert abs(summary["auc"] - summary["baselines"]["federated"]["auc"]) < 0.05
 
 
+def test_privacy_costs_little_over_five_seeds(tmp_path):
+    """The mean over five seeds that chose no setting: near the same model without privacy, above each hospital alone."""
+    summaries = [
+        run(heart(seed=seed), out=tmp_path / str(seed), ledgers=tmp_path / "ledgers").summary
+        for seed in range(301, 306)
+    ]
+
+    def mean(*path):
+        return np.mean([functools.reduce(dict.__getitem__, path, summary) for summary in summaries])
+
+    assert all(summary["epsilon"] <= 1 and summary["rounds"] >= 20 for summary in summaries)
+    assert mean("auc") >= 0.865
+    assert mean("accuracy") >= 0.78
+    assert abs(mean("auc") - mean("baselines", "federated", "auc")) <= 0.02
+    assert abs(mean("accuracy") - mean("baselines", "federated", "accuracy")) <= 0.03
+    assert abs(mean("baselines", "federated", "auc") - mean("baselines", "centralized", "auc")) <= 0.01
+    assert mean("auc_site_mean") > mean("baselines", "local", "auc_site_mean")
+
+
 def test_one_hospital_goes_silent_in_every_phase(full):
     """In a fifth of the rounds one hospital is silent, in all five phases; late silence leaves it in the sum."""
     summary, run, _ = full
@@ -87,12 +112,6 @@ def test_epsilon_is_realised_below_the_plan(full):
 
 def test_ledger_and_accountant_agree(tmp_path):
     """Without silences the ledger's ε is that of `privacy epsilon` for the same noise multiplier and steps."""
-    import msgspec
-
-    from fl.config import build_config
-    from fl.demo import heart
-    from fl.simulation import run
-
     table = msgspec.to_builtins(heart(rounds=3)) | {"simulation": {}}
     result = run(build_config(_present(table)), out=tmp_path / "run", ledgers=tmp_path / "ledgers")
     plan = Plan.from_json((tmp_path / "run" / "plan.json").read_text())

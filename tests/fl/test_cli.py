@@ -112,7 +112,7 @@ def test_a_test_seed_is_stamped(fl, toml, tmp_path):
     ("arguments", "culprits"),
     [
         (["--set", "privacy.epsilonn=2"], ["toy.toml", "privacy.epsilonn", "did you mean privacy.epsilon?"]),
-        (["--set", "algorithm.max_weight=5"], ["site east: 24 training rows, and the agreed cap is 5"]),
+        (["--set", "algorithm.max_weight=5"], ["site east: 23 training rows, and the agreed cap is 5"]),
         (["--set", "simulation.drop_site=nort"], ["simulation.drop_site", "did you mean north?"]),
         (["--set", "server.optimizer=adamm"], ["server.optimizer", "adamm"]),
         (["--set", "model.kind=fl.no:model"], ["model.kind", "fl.no"]),

@@ -3,6 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
+from fl.algorithms import SiteUpdate
 from fl.demo import heart
 from fl.errors import ConfigError, DataError
 from fl.experiment import _silences, prepare
@@ -72,12 +73,19 @@ def test_no_drop_rate_no_silences(toy):
     [
         (["privacy.dropouts=4"], True, PlanError, "leave nobody honest"),
         (["privacy.bits=8"], True, PlanError, "sigma_local = 7"),
-        (["privacy.records_per_site=5"], True, DataError, "site east: 21 training rows, and the agreed cap is 5"),
+        (["privacy.records_per_site=5"], True, DataError, "site east: 19 training rows, and the agreed cap is 5"),
         (["secagg.threshold=4"], False, ParameterError, "threshold t = 4 must be in"),
         (["algorithm.fraction_bits=52", "algorithm.max_weight=4194304"], False, ConfigError, r"algorithm\.limit"),
         (["algorithm.learning_rate=1", "algorithm.options.mumentum=1"], False, ConfigError, r"algorithm\.options"),
+        (["server.optimizer=lbfgs"], False, ConfigError, r"server\.optimizer: optax\.lbfgs needs more than gradients"),
+        (["server.optimizer=noisy_sgd"], False, ConfigError, r"server\.optimizer: optax\.noisy_sgd draws random"),
+        (["model.kind=os:getcwd"], False, ConfigError, r'model\.kind: "os:getcwd" cannot be built for 2 features'),
+        (["model.kind=:x"], False, ConfigError, r'model\.kind: ":x" cannot be imported'),
+        (["model.kind=operator:add"], False, ConfigError, r"model\.kind"),
+        (["model.kind=flax.nnx:Linear"], False, ConfigError, r"model\.kind"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Specifying a key")  # what Optax says of the optimiser that is refused here
 def test_what_cannot_work_is_refused_before_round_one(toy, overrides, private, error, message):
     """S16, S20: infeasible plans, rows over the cap and rings that are too small are refused with the numbers."""
     with pytest.raises(error, match=message):
@@ -106,5 +114,36 @@ def test_the_hash_covers_what_shapes_an_update(toy):
     """Model, algorithm, server step, seed and rounds are in the experiment's hash; name and simulation are not."""
     base = prepare(toy(), "a").agreement.experiment
     assert prepare(toy("name=other", "simulation.drop_rate=0.5"), "b").agreement.experiment == base
-    for change in ("seed=1", "rounds=3", "algorithm.batch_size=4", "server.learning_rate=0.5", "model.loss=squared"):
+    for change in (
+        "seed=1",
+        "rounds=3",
+        "algorithm.batch_size=4",
+        "server.learning_rate=0.5",
+        "model.loss=squared",
+        "data.test_fraction=0.4",
+    ):
         assert prepare(toy(change), "a").agreement.experiment != base
+
+
+def test_sites_with_other_ranges_have_another_experiment(toy, toy_folder, tmp_path):
+    """Sites that would scale their rows differently do not agree on an experiment, so they cannot train together unseen."""
+    folder = tmp_path / "other"
+    shutil.copytree(toy_folder, folder)
+    schema = folder / "schema.toml"
+    schema.write_text(schema.read_text().replace("high = 3", "high = 4", 1))
+    base = prepare(toy(), "a").agreement.experiment
+    assert prepare(toy(f"data.path={folder}"), "a").agreement.experiment != base
+
+
+def test_a_clients_update_is_clipped_to_the_plan(toy):
+    """At the client level, a huge update leaves with the grid's norm and no more, so the plan's sensitivity holds."""
+    experiment = prepare(
+        toy(
+            "privacy={epsilon=50.0,delta=1e-4,unit='client',clip=1.0,divisor=4,colluders=1,dropouts=1}",
+            private=False,
+        ),
+        "a",
+    )
+    plan, dimension = experiment.agreement.plan, experiment.adapter.schema.dimension
+    sent = experiment.algorithm.encode(SiteUpdate(np.full(dimension, 1e6), 1, 0.0))["update"]
+    assert 0.9 * plan.grid < np.linalg.norm(sent.astype(float)) <= plan.grid

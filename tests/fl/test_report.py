@@ -85,7 +85,7 @@ def test_states_the_promise_and_what_it_leaves_out(make_run):
         "budget of the run 1.000",
         "20 rounds committed, 1 reserved and not committed",
         "Not covered by this ε",
-        "The baselines: they were trained without noise",
+        "The baselines: they were trained by full-batch gradient descent without noise",
     ):
         assert words in text
     assert not re.search(r"\bprivate\b", text, re.IGNORECASE)
@@ -120,7 +120,7 @@ def test_prints_what_the_data_sets_have_spent_in_all_runs(make_run):
     ("private", "protected", "reason"),
     [
         (True, True, None),
-        (False, True, "A test seed fixed"),
+        (False, True, "The protocol was left out"),
         (False, False, "added no noise"),
         (True, False, "no noise"),
     ],
@@ -133,6 +133,37 @@ def test_stamp(make_run, private, protected, reason):
     assert ("(proved)" in html) == (reason is None)
     if reason is not None:
         assert reason in html
+
+
+def test_a_test_seed_is_the_reason_where_it_was_one(make_run):
+    """The stamp and every ε name the test seed, and not a missing protocol."""
+    run = make_run(private=False)
+    change(run / "result.json", insecure_test_seed=True)
+    html = html_of(run)
+    assert "A test seed fixed" in html
+    assert "(void: test seed)" in html
+    assert "protocol was left out" not in html
+
+
+def test_masked_vectors_are_claimed_of_the_protocol_only(make_run):
+    """A run in mode ideal does not say that the server was sent masked vectors."""
+    run = make_run(private=False)
+    assert "sent masked vectors" in html_of(run)
+    config = run / "config.toml"
+    config.write_text(config.read_text() + '[secagg]\nmode = "ideal"\n')
+    html = html_of(run)
+    assert "sent masked vectors" not in html
+    assert "(mode ideal)" in html
+
+
+def test_no_bound_is_said_where_there_is_none(make_run):
+    """A route or a data set without a finite ε is a gap in the chart and words in the table, not an error."""
+    run = make_run()
+    change(run / "result.json", epsilon_lifetime={"hungary": None})
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[3]["epsilon"]["rdp"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "hungary, all runs no bound over all booked runs" in Page(html_of(run)).text
 
 
 def test_timeline_tells_who_was_in_the_sum(make_run):

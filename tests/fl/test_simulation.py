@@ -1,12 +1,13 @@
 import fcntl
 import json
 import logging
+import math
 import threading
 
 import pytest
 
 from fl import load_config
-from fl.errors import RunError
+from fl.errors import RoundFailedError, RunError
 from fl.model import Adapter
 from fl.simulation import ledger_folder, run
 from privacy.ledger import verify
@@ -142,3 +143,53 @@ def test_where_ledgers_live(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ledger_folder() == tmp_path / ".local" / "state" / "secagg" / "ledgers"
+
+
+def test_a_planned_silence_is_of_the_first_attempt(toy, tmp_path):
+    """Two silent sites end an attempt below the threshold; the next attempt has everybody, and both are booked."""
+    silences = {0: {"north": "mask", "east": "mask"}}
+    result = run(toy(private=True, rounds=4), out=tmp_path / "run", ledgers=tmp_path / "ledgers", silences=silences)
+    assert [record.attempt for record in result.history] == [1, 0, 0, 0]
+    assert len(result.survivors[0]) == 4
+    assert verify(tmp_path / "run" / "ledger.jsonl").entries == 10  # the plan, five reservations, four commits
+
+
+def test_a_sites_lifetime_budget_ends_the_run_before_anything_leaves(toy, tmp_path):
+    """A site whose data set has no budget left refuses by name, whatever the run's own budget is."""
+    config = toy("simulation.lifetime_epsilon=0.5", private=True, rounds=2)
+    with pytest.raises(RoundFailedError, match=r"site .* refused: .*the budget is 0\.5"):
+        run(config, out=tmp_path / "run", ledgers=tmp_path / "ledgers")
+    booked = [line for file in (tmp_path / "ledgers").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert not [line for line in booked if '"kind":"reserve"' in line]
+
+
+def test_a_data_set_that_a_test_seed_touched_has_no_lifetime_bound(toy, tmp_path):
+    """A private run after one under a test seed reports no bound over all runs, and its own epsilon as ever."""
+    ledgers = tmp_path / "ledgers"
+    seeded = run(toy(private=True, rounds=1), out=tmp_path / "a", ledgers=ledgers, insecure_test_seed=1)
+    assert (seeded.summary["private"], seeded.summary["insecure_test_seed"]) == (False, True)
+    after = run(toy(private=True, rounds=1), out=tmp_path / "b", ledgers=ledgers)
+    assert (after.summary["private"], after.summary["insecure_test_seed"]) == (True, False)
+    assert set(after.summary["epsilon_lifetime"].values()) == {None}
+    assert 0 < after.summary["epsilon"] < math.inf
+    assert "no bound" in (tmp_path / "b" / "report.html").read_text()
+
+
+def test_a_spent_data_set_still_gets_its_run(toy, tmp_path):
+    """When the lifetime epsilon has no finite bound any more, a run says so and ends as every other."""
+    config = toy("privacy.epsilon=45", private=True, rounds=1)
+    for number in range(3):
+        result = run(config, out=tmp_path / str(number), ledgers=tmp_path / "ledgers")
+    assert set(result.summary["epsilon_lifetime"].values()) == {None}
+
+
+def test_waiting_for_a_data_set_has_an_end(toy, tmp_path, monkeypatch):
+    """A run that waits for another one on the same data gives up with the lock's path."""
+    ledgers = tmp_path / "ledgers"
+    run(toy(private=True, rounds=1), out=tmp_path / "a", ledgers=ledgers)
+    monkeypatch.setattr("fl.simulation.TURN_TIMEOUT_S", 0.1)
+    with min(ledgers.glob("*.lock")).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match=r"another run has held this data set"):
+            run(toy(private=True, rounds=1), out=tmp_path / "b", ledgers=ledgers)
+    assert not (tmp_path / "b").exists()

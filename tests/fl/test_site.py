@@ -200,6 +200,34 @@ def test_commit_follows_the_signed_survivors(consortium, experiment):
     assert commit.sigma_eff == experiment.agreement.plan.sigma_effective(4)
 
 
+def test_commit_has_the_survivors_and_nobody_else(consortium, experiment):
+    """A site that was silent before its vector left is not in the books of the others: three survivors, less noise."""
+    announcement, plan = announce(experiment), experiment.agreement.plan
+    parts = take_part(consortium, announcement)
+    handle = parts[2].handle
+    parts[2].handle = lambda phase, frame: handle(phase, frame) if phase in ("advertise", "share") else None
+    relay(consortium, parts, announcement, "unmask")
+    for client in (0, 1, 3):
+        commit = read_entries(consortium.sites[client].ledger.path)[-1]
+        assert (commit.kind, commit.survivors) == ("commit", (0, 1, 3))
+        assert commit.sigma_eff == plan.sigma_effective(3) < plan.sigma_effective(4)
+        assert commit.mu == plan.mu(3)
+    assert kinds(consortium, 2) == []
+
+
+def test_reservations_name_data_set_and_attempt(consortium, experiment):
+    """Each site's reservation carries the fingerprint of its own rows' table, and which attempt it was."""
+    announcement = announce(experiment, attempt=3)
+    relay(consortium, take_part(consortium, announcement), announcement, "mask")
+    told = []
+    for site in consortium.sites.values():
+        reserve = next(entry for entry in read_entries(site.ledger.path) if entry.kind == "reserve")
+        assert reserve.data_set == site.rows.fingerprint
+        assert (reserve.round, reserve.attempt) == (0, 3)
+        told.append(reserve.data_set)
+    assert len(set(told)) == len(consortium.sites)
+
+
 def test_shares_are_withheld_below_the_floor(consortium, experiment):
     """With fewer survivors than the plan's floor a site refuses to open the sum, with the numbers."""
     part = Participation(consortium.sites[0], announce(experiment))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -94,6 +95,10 @@ def test_noise_keeps_to_the_budget(capsys):
         (("ledger", "verify", "/nowhere/ledger.jsonl"), "/nowhere/ledger.jsonl"),
         (("ledger", "show", "/nowhere/ledger.jsonl"), "/nowhere/ledger.jsonl"),
         (("ledger", "total", "/nowhere/ledger.jsonl"), "/nowhere/ledger.jsonl"),
+        (("noise", "--epsilon", "1e300", "--delta", "1e-300"), "epsilon = 1e+300 at delta = 1e-300"),
+        (("noise", "--epsilon", "5e-324", "--delta", "1e-5"), "epsilon = 4.94066e-324"),
+        (("epsilon", "--noise-multiplier", "1e-55", "--delta", "1e-5"), "noise_multiplier = 1e-55"),
+        (("epsilon", "--noise-multiplier", "1e-113", "--sample-rate", "1e-9", "--delta", "1e-5"), "1e-113"),
     ],
 )
 def test_errors_go_to_stderr_and_exit_1(capsys, arguments, name):
@@ -137,6 +142,37 @@ def test_verify_exits_2_when_tampered(capsys, ledger):
         code, out, err = call(capsys, "ledger", command, ledger)
         assert (code, out) == (2, "")
         assert "tail was cut" in err
+
+
+@pytest.mark.parametrize("command", ["verify", "show", "total"])
+def test_what_is_no_ledger_is_one_line_of_error(capsys, tmp_path, command):
+    """A folder exits 1; a line nested beyond any entry is foreign bytes and exits 2."""
+    code, out, err = call(capsys, "ledger", command, tmp_path)
+    assert (code, out, err) == (1, "", f"privacy: {tmp_path}: cannot be read: Is a directory\n")
+    path = tmp_path / "ledger.jsonl"
+    path.write_text("[" * 200_000 + "\n")
+    code, out, err = call(capsys, "ledger", command, path)
+    assert (code, out) == (2, "")
+    assert err == f"privacy: tampered: {path}, line 1: not an entry: it is nested too deeply\n"
+
+
+def test_endless_epsilon_is_null_and_no_bound(capsys, tmp_path):
+    """Once the noise sampler alone may cost delta, JSON says null and the text says that there is no bound."""
+    path = tmp_path / "ledger.jsonl"
+    plan = dataclasses.replace(PLAN, epsilon=30.0, noise_multiplier=1.0, rounds=1)
+    with Ledger(path) as ledger:
+        for number in range(60):
+            ledger.reserve(run=f"run {number}", round=0, attempt=0, plan=plan, private=True, data_set="ab")
+    for command in ("verify", "total", "show"):
+        code, out, _ = call(capsys, "ledger", command, path, "--json")
+        answer = json.loads(out, parse_constant=pytest.fail)
+        last = answer["entries"][-1]["epsilon_total"] if command == "show" else answer["routes"]
+        assert (code, last) == (0, {"closed_form": None, "rdp": None})
+        code, out, _ = call(capsys, "ledger", command, path)
+        assert code == 0
+        assert "inf" not in out
+        assert command == "show" or "epsilon has no bound at delta = 0.0001 over 60 runs" in out
+    assert answer["entries"][1]["epsilon"]["closed_form"] > 1
 
 
 def test_verify_says_what_it_cannot_see(capsys, ledger):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from privacy.accounting.gaussian import closed_form
 from privacy.errors import PlanError
 from privacy.plan import Plan, PlanWarning
 
@@ -80,6 +81,16 @@ def test_solve_keeps_to_the_budget():
     planned = solve().accounted_epsilon()
     assert 1 - 1e-6 < planned.upper <= 1
     assert planned.routes["closed_form"] < planned.routes["rdp"]
+
+
+def test_planned_epsilon_pays_for_the_sampler():
+    """Every coordinate that every site draws in every round takes its (1 + exp(epsilon)) 2**-100 out of delta."""
+    plan = solve(epsilon=40.0, rounds=10, dimension=1_000_000)
+    spent = plan.rounds * plan.mu(3) ** 2
+    planned = plan.accounted_epsilon()
+    assert planned.upper > closed_form(spent, plan.delta) * (1 + 1e-5)
+    left = plan.delta - (1 + math.exp(planned.upper)) * 10 * 4 * 1_000_000 * 2.0**-100
+    assert planned.upper == pytest.approx(closed_form(spent, left), rel=1e-9)
 
 
 def test_all_planned_rounds_fit_the_filter():
@@ -213,6 +224,8 @@ def test_from_json_is_strict(change, message):
         ('"bits":32', '"bits":32,"bits":31', "'bits' is given twice"),
         ('"clip":1', '"clip":NaN', "NaN"),
         ("{", "", "not JSON"),
+        ("{", "[" * 200_000, "nested too deeply"),
+        ('"clip":1', '"clip":1' + 400 * "0", "clip"),
     ],
 )
 def test_from_json_refuses_bad_text(old, new, message):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,10 +93,10 @@ def test_padding_changes_nothing(adapter):
     training = LocalTraining(optax.sgd(LEARNING_RATE, momentum=0.9), 2, epochs=2)
     algorithm = build(adapter, training)
     plain = records(5, 8)
-    garbage = Records(
-        np.where(plain.present[:, None], plain.x, np.nan).astype(np.float32),
-        np.where(plain.present, plain.y, 9).astype(np.int32),
-        plain.present,
+    garbage = dataclasses.replace(
+        plain,
+        x=np.where(plain.present[:, None], plain.x, np.nan).astype(np.float32),
+        y=np.where(plain.present, plain.y, 9).astype(np.int32),
     )
     first, second = train(algorithm, adapter, plain), train(algorithm, adapter, garbage)
     assert np.array_equal(first.delta, second.delta)

@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -192,6 +193,31 @@ def test_fingerprint_names_the_patients(tmp_path):
         of(first.replace("yes", "no"), second),
     ]
     assert len({base, *others}) == 5
+
+
+def test_fingerprint_does_not_follow_the_encoding(tmp_path):
+    """Other clinical ranges, another order of columns in the schema, or another label threshold: the same patients."""
+    file = write(tmp_path, f"{HEADER}\n{GOOD}")
+    base = load_csv(file, SCHEMA)
+    wider = [
+        msgspec.structs.replace(column, high=column.high + 1) if isinstance(column, NumberColumn) else column
+        for column in SCHEMA.columns
+    ]
+    swapped = msgspec.structs.replace(SCHEMA.label, positive=SCHEMA.label.negative, negative=SCHEMA.label.positive)
+    for schema in (
+        msgspec.structs.replace(SCHEMA, columns=tuple(wider)),
+        msgspec.structs.replace(SCHEMA, columns=tuple(reversed(SCHEMA.columns))),
+        msgspec.structs.replace(SCHEMA, label=swapped),
+    ):
+        other = load_csv(file, schema)
+        assert not (np.array_equal(other.x, base.x) and np.array_equal(other.y, base.y))
+        assert other.fingerprint == base.fingerprint
+
+
+def test_two_empty_sites_are_two_data_sets(tmp_path):
+    """Tables without rows are told apart by the site, or two sites would share a ledger."""
+    empty = write(tmp_path, HEADER + "\n")
+    assert load_csv(empty, SCHEMA, name="a").fingerprint != load_csv(empty, SCHEMA, name="b").fingerprint
 
 
 def test_fingerprint_ignores_the_sign_of_zero():

@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -95,6 +97,28 @@ def test_p3_inputs_out_of_range_are_refused(name, value):
         epsilon(**question)
 
 
+@pytest.mark.parametrize("value", [10**400, Fraction(10**400, 3)])
+def test_numbers_beyond_float_are_refused(value):
+    """An integer or fraction that no float can hold is refused by name, like infinity."""
+    with pytest.raises(AccountingError, match="noise_multiplier"):
+        epsilon(noise_multiplier=value, steps=1, delta=1e-5)
+
+
+@pytest.mark.parametrize("q", [1.0, 0.3, 5e-324])
+@pytest.mark.parametrize("target", [5e-324, 1e-300, 1e60, 1e300, 1.7e308])
+@pytest.mark.parametrize("delta", [5e-324, 1e-5, 1 - 2**-53])
+def test_budgets_that_float64_cannot_hold_are_refused(target, delta, q):
+    """A budget too small or too large for any noise to be computed is refused with its numbers."""
+    with pytest.raises(AccountingError, match=f"epsilon = {re.escape(f'{target:g}')} at delta"):
+        noise_multiplier(epsilon=target, delta=delta, steps=100, sample_rate=q)
+
+
+def test_a_spend_below_the_least_still_counts():
+    """A sum of squares near the end of float64 is between 0 and an epsilon that no delta hides."""
+    answer = gaussian_epsilon(1e-320, 1e-300)
+    assert answer.lower == 0 < answer.upper < 1e-95
+
+
 def test_noise_that_squares_out_of_range_is_refused():
     """Noise whose square leaves float64 raises instead of giving 0 or inf."""
     for extreme in (1e-200, 1e200):
@@ -111,6 +135,21 @@ def test_p4_tiny_noise_is_answered_without_memory(q, relation, monkeypatch):
     exact = 504263.8929 if relation == "add-remove" else 2008528.7827
     assert answer.upper == pytest.approx(exact, rel=1e-6)
     assert answer.lower <= answer.upper
+
+
+@pytest.mark.parametrize("q", [5e-324, 1 - 2**-53])
+def test_rates_at_the_edge_are_answered(q):
+    """A rate that rounding hardly tells from 0 or 1 is answered by Rényi or the unsampled closed form."""
+    answer = epsilon(noise_multiplier=0.3, sample_rate=q, steps=12, delta=1e-5)
+    assert answer.routes.keys() == {"rdp", "unsampled"}
+    assert answer.upper <= epsilon(noise_multiplier=0.3, steps=12, delta=1e-5).upper
+
+
+def test_more_steps_than_a_distribution_is_trusted_for(monkeypatch):
+    """Beyond a million steps no privacy loss distribution is built, and the other routes answer."""
+    monkeypatch.setattr(accounting, "pld_route", lambda *_, **__: pytest.fail("asked for a PLD"))
+    answer = epsilon(noise_multiplier=110.0, sample_rate=1e-10, steps=10**8, delta=0.9)
+    assert answer.routes.keys() == {"rdp", "unsampled"}
 
 
 def test_delta_too_small_for_a_distribution_is_exact_or_an_honest_bound():

@@ -238,6 +238,27 @@ def test_what_is_not_private_is_named(path):
     assert [run.private for run in total.runs] == [True, False]
 
 
+@pytest.mark.parametrize("seeded", [{0}, {1}, {2}, {0, 2}])
+def test_a_seeded_run_counts_in_full_wherever_it_stands(path, seeded):
+    """Before, between or after private runs, a release under a test seed counts as much, and the total is not private."""
+    with Ledger(path) as ledger:
+        for number in range(3):
+            release(ledger, 0, run=f"run {number}", private=number not in seeded)
+        total = ledger.total()
+    assert not total.private
+    assert total.not_private == tuple(f"run {number}" for number in sorted(seeded))
+    assert total.epsilon.upper == pytest.approx(closed_form(3 * PLAN.mu(4) ** 2, 1e-4), rel=1e-9)
+    assert verify(path).total == total
+
+
+def test_an_open_seeded_reservation_makes_the_total_not_private(path):
+    """What may have left under a test seed is told without a commit too."""
+    with Ledger(path) as ledger:
+        release(ledger, 0)
+        reserve(ledger, 1, private=False)
+        assert not ledger.total().private
+
+
 def test_runs_under_different_relations_are_brought_to_one(path):
     """Add-remove doubles mu to become replace-one; a total never mixes units of unlike meaning."""
     other = Plan.solve(**(FIELDS | {"relation": "replace-one"}))
@@ -414,8 +435,9 @@ def test_garbage_at_the_end_is_not_recovered(path):
     """More bytes than any entry has are not an interrupted write."""
     lines = write(path, signer=None)
     path.write_bytes(b"".join(lines) + b"x" * 70_000)
-    with pytest.raises(ChainError, match="line 8: 70000 bytes"):
-        Ledger(path)
+    for reader in (Ledger, verify):
+        with pytest.raises(ChainError, match="line 8: 70000 bytes"):
+            reader(path)
 
 
 def test_head_one_behind_is_repaired(path):

@@ -56,6 +56,9 @@ def test_entry_survives_its_line():
         ("private", 1),
         ("epsilon", {"pld": 1}),
         ("epsilon", {"rdp": -1}),
+        ("epsilon", {"rdp": 10**400}),
+        ("mu", 10**400),
+        ("run", "\ud800"),
         ("epsilon", 1),
         ("versions", {"python": 3}),
     ],
@@ -67,7 +70,8 @@ def test_values_of_the_wrong_kind_are_refused_by_name(name, value):
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"[]", b"1", b"{}", b'{"kind":["reserve"]}', b'{"kind":"spend"}', b"\xff", b'{"mu":NaN}']
+    "line",
+    [b"", b"[]", b"1", b"{}", b'{"kind":["reserve"]}', b'{"kind":"spend"}', b"\xff", b'{"mu":NaN}', b"[" * 200_000],
 )
 def test_lines_that_are_no_entry_are_refused(line):
     """No JSON, another type, or an unknown kind raise and nothing else does."""

@@ -42,7 +42,7 @@ def test_changed_head_is_refused(tmp_path, change):
         read_head(file)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "1", "{}", '{"seq":1,"seq":2}'])
+@pytest.mark.parametrize("text", ["", "[]", "1", "{}", '{"seq":1,"seq":2}', "[" * 200_000])
 def test_file_that_is_no_head_is_refused(tmp_path, text):
     """Text of another kind is a changed head, not a crash."""
     file = tmp_path / "x.head.json"

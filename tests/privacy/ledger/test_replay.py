@@ -52,4 +52,6 @@ def test_recovered_entry_must_count_the_floor():
     }  # fmt: skip
     with pytest.raises(ChainError, match="x, line 1: a recovered entry"):
         Books(Path("x")).book(decode(encode(values)[:-1]))
+    with pytest.raises(ChainError, match="x, line 1: torn is not base64"):
+        Books(Path("x")).book(decode(encode(values | {"mu": 0.0, "torn": "e"})[:-1]))
     Books(Path("x")).book(decode(encode(values | {"mu": 0.0})[:-1]))
