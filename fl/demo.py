@@ -27,7 +27,7 @@ def heart(*, seed: int = 0, rounds: int = 40, epsilon: float = 1.0) -> Config:
                 "epsilon": epsilon,
                 "delta": 1e-4,
                 "unit": "record",
-                "clip": 1.0,
+                "clip": 0.35,
                 "records_per_site": 303,
                 "divisor": 720,
                 "colluders": 1,

@@ -134,9 +134,9 @@ def test_context_binds_everything_but_the_attempt(experiment):
 
 def test_more_rows_than_the_cap_are_refused(experiment):
     """S5: rows over the public cap are never cut; the site is named with both numbers."""
-    algorithm = dataclasses.replace(experiment.algorithm, max_rows=20)
+    algorithm = dataclasses.replace(experiment.algorithm, max_rows=18)
     require_capacity(experiment.train["south"], algorithm)
-    with pytest.raises(DataError, match="site east: 21 training rows, and the agreed cap is 20"):
+    with pytest.raises(DataError, match="site east: 19 training rows, and the agreed cap is 18"):
         require_capacity(experiment.train["east"], algorithm)
 
 
