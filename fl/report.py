@@ -15,6 +15,7 @@ import msgspec
 from markupsafe import Markup
 
 from fl.errors import RunError
+from fl.files import write_file
 from privacy.accounting import gaussian_epsilon
 from privacy.accounting.gaussian import SAMPLER_DISTANCE
 from privacy.errors import PlanError
@@ -155,13 +156,8 @@ def write_report(run: Path) -> Path:
         the same bytes. A run that is not private says so at the top. An error leaves an earlier report as it was.
     """
     page = render(read_run(run))
-    target, partial = run / "report.html", run / ".report.html.partial"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"{target}: cannot be written: {error.strerror}") from error
+    target = run / "report.html"
+    write_file(target, page)
     return target
 
 

@@ -4,20 +4,18 @@ It learns what an `Aggregate` has and nothing else about a site. Before a round 
 commits the noise that really was there; only a model that is finite is committed.
 """
 
-import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fl.aggregation import Aggregate, Aggregator
 from fl.algorithms import Algorithm, ServerState
 from fl.checkpoint import Checkpoints
-from fl.errors import ModelError, RoundFailedError, RunError
+from fl.errors import ModelError, RoundFailedError
+from fl.files import append_line
 from fl.model import Adapter
 from fl.site import Agreement, Announcement
 from privacy.ledger import Ledger, Reservation
@@ -173,19 +171,3 @@ class Coordinator:
             loss=mean.loss,
             weight=mean.weight,
         )
-
-
-def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one line of JSON and wait until it is on disk.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    line = json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n"
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from error

@@ -30,20 +30,21 @@ from fl.checkpoint import Checkpoints
 from fl.config import Config, dump_config
 from fl.errors import RoundFailedError, RunError
 from fl.experiment import Experiment, Silences, prepare
+from fl.files import append_line, write_file
 from fl.metrics import SiteReport
 from fl.model import LOSSES, Params
 from fl.report import write_report
-from fl.rounds import Coordinator, RoundRecord, append_line
+from fl.rounds import Coordinator, RoundRecord
 from fl.site import Announcement, Entropy, Participation, Site
 from privacy.budget import Budget
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES
-from secagg.engines.inprocess import Handler, InProcessEngine, Tap
+from secagg.engines.inprocess import InProcessEngine, Tap
 from secagg.errors import RoundError
 from secagg.identity import Identity, Roster, ServerIdentity
 from secagg.params import PHASES
-from secagg.testing import seeded_entropy
+from secagg.testing import seeded_entropy, silent_from
 
 _LOG = logging.getLogger(__name__)
 TURN_TIMEOUT_S = 600.0  # how long a run waits for another one on the same data
@@ -160,7 +161,7 @@ class Consortium:
     def _connect(self, announcement: Announcement) -> InProcessEngine:
         silences = self._silences(announcement)
         handlers = {
-            client: _silent_from(silences.get(client), part.handle)
+            client: silent_from(silences.get(client), part.handle)
             for client, part in self._participants(announcement).items()
         }
         return InProcessEngine(handlers, self._tap)
@@ -366,21 +367,6 @@ def ledger_folder() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "secagg" / "ledgers"
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
-
-
 def open_ledgers(experiment: Experiment, folder: Path, stack: ExitStack) -> dict[str, Ledger]:
     """Open each data set's ledger by the sites' names, for as long as the stack stands; none without privacy.
 
@@ -447,13 +433,6 @@ def _create(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be created: {error.strerror}") from error
-
-
-def _silent_from(phase: str | None, handler: Handler) -> Handler:
-    if phase is None:
-        return handler
-    silent = PHASES[PHASES.index(phase) :]
-    return lambda current, frame: None if current in silent else handler(current, frame)
 
 
 def _entropy(seed: int | None, *context: int) -> Entropy:

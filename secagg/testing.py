@@ -48,20 +48,31 @@ def parties(cohort: tuple[int, ...], suite: str) -> tuple[dict[int, Identity], S
     return identities, server, roster
 
 
-def client_handler(session: ClientSession, silent_from: str | None = None) -> Handler:
+def silent_from(phase: str | None, handler: Handler) -> Handler:
+    """A handler that does not answer from a phase on.
+
+    Args:
+        phase: The first silent phase. None: never silent.
+        handler: What answers until then.
+    """
+    if phase is None:
+        return handler
+    silent = PHASES[PHASES.index(phase) :]
+    return lambda current, frame: None if current in silent else handler(current, frame)
+
+
+def client_handler(session: ClientSession, first_silent: str | None = None) -> Handler:
     """The handler of one client for the in-process engine.
 
     Args:
         session: A fresh session.
-        silent_from: Phase from which on the client does not answer. None: never.
+        first_silent: Phase from which on the client does not answer. None: never.
     """
 
     def handle(phase: str, frame: bytes) -> bytes | None:
-        if silent_from is not None and PHASES.index(phase) >= PHASES.index(silent_from):
-            return None
         return session.start() if phase == PHASES[0] else session.receive(frame)
 
-    return handle
+    return silent_from(first_silent, handle)
 
 
 def simulate_round(

@@ -10,7 +10,7 @@ from fl.algorithms import Mean, Server
 from fl.checkpoint import Checkpoints
 from fl.errors import RoundFailedError, RunError
 from fl.experiment import prepare
-from fl.rounds import Coordinator, append_line
+from fl.rounds import Coordinator
 from fl.simulation import Consortium
 from privacy.errors import BudgetExceededError
 from privacy.ledger import Ledger, read_entries
@@ -201,14 +201,3 @@ def test_a_run_goes_on_from_its_checkpoint_bitwise(kind, toy, coordinate, tmp_pa
     again = loaded.run(half.checkpoints.load(fixed.adapter, start(fixed)), 4, lambda *_: None)
     assert experiment.adapter.hash(whole.params) == experiment.adapter.hash(again.params)
     assert experiment.adapter.hash(server.final(whole)) == experiment.adapter.hash(server.final(again))
-
-
-def test_lines_are_strict_json(tmp_path):
-    """F14: a number that JSON cannot hold never reaches the file, and an unwritable file is named."""
-    path = tmp_path / "lines.jsonl"
-    append_line(path, {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        append_line(path, {"a": float("nan")})
-    assert path.read_text() == '{"a":1}\n'
-    with pytest.raises(RunError, match="absent"):
-        append_line(tmp_path / "absent" / "lines.jsonl", {})
