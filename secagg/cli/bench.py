@@ -1,8 +1,7 @@
-"""The `secagg` command."""
+"""`secagg bench`: whole rounds in this process, timed."""
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -18,13 +17,7 @@ from secagg.session import RoundOutcome
 from secagg.testing import simulate_round
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="secagg", message="%(prog)s %(version)s")
-def cli() -> None:
-    """Secure aggregation: the sum of many vectors, and nothing about any of them."""
-
-
-@cli.command()
+@click.command()
 @click.option("--clients", "-n", default=10, show_default=True, help="Cohort size.")
 @click.option("--length", "-d", default=100_000, show_default=True, help="Coordinates of the vector.")
 @click.option("--bits", default=32, show_default=True, help="Ring width.")
@@ -85,20 +78,3 @@ def _summary(outcomes: Sequence[RoundOutcome], walls: Sequence[float], params: R
         "version": metadata.version("secagg"),
     }
 
-
-def main() -> None:
-    """Entry point: errors of ours are one line on standard error, exit code 1."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except SecaggError as error:
-        click.echo(f"secagg: {error}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m secagg.cli`."""
+
+from secagg.cli import main
+
+main()
