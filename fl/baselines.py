@@ -50,7 +50,7 @@ def scorer(
     def report(params: Sequence[Params], local: Sequence[Local]) -> SiteReport:
         scored = {}
         for (name, site), p, s, x in zip(test.items(), params, local, padded, strict=True):
-            scored[name] = (site.y, np.asarray(score(p, s, x))[: len(site.y)])
+            scored[name] = (site.y, np.asarray(score(p, s, x), np.float64)[: len(site.y)])
         return site_report(scored)
 
     return report

@@ -154,12 +154,14 @@ class Simulation(_Section, frozen=True, kw_only=True):
         baselines: Also train without privacy, centralised, alone and federated, for comparison.
         lifetime_epsilon: What each site allows on its data set over all runs, at this run's delta; None: no limit. It
             stands in for a site's own policy, which no researcher sets.
+        secure_only: Sites that take part under secure aggregation only. It stands in for their policies too.
     """
 
     drop_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     drop_site: str | None = None
     baselines: bool = False
     lifetime_epsilon: Positive | None = None
+    secure_only: tuple[str, ...] = ()
 
 
 class Config(_Section, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from fl.data import SiteData, load_csv, load_heart, load_schema, split_by_record
 from fl.data.heart import HEART_FOLDER
 from fl.errors import ConfigError, DataError
 from fl.model import Adapter
-from fl.site import Agreement, require_capacity
+from fl.site import Agreement, require_capacity, require_secure
 from privacy.codec import FixedPoint, GridCodec
 from privacy.plan import Plan, PlanWarning
-from secagg.params import PHASES, SlackWarning
+from secagg.params import PHASES, RoundParams, SlackWarning
 
 Silences = Mapping[int, Mapping[str, str]]
 
@@ -98,9 +98,13 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
         )
         for site in train.values():
             require_capacity(site, algorithm)
+        for name in config.simulation.secure_only:
+            require_secure(_known("simulation.secure_only", name, train), agreement)
         _require_distinct(train)
         if config.secagg.mode != "plain":
-            agreement.round_params(0, adapter.hash(adapter.params), quiet=False)
+            _warn_of_differences(
+                agreement.round_params(0, adapter.hash(adapter.params), quiet=False), plan, config.rounds
+            )
     notes = tuple(str(w.message) for w in caught if issubclass(w.category, PlanWarning | SlackWarning))
     for other in caught:
         if not issubclass(other.category, PlanWarning | SlackWarning):
@@ -141,6 +145,21 @@ def _require_distinct(train: Mapping[str, SiteData]) -> None:
         other = owners.setdefault(site.fingerprint, name)
         if other != name and len(site.y):
             raise DataError(f"sites {other} and {name} hold the same table")
+
+
+def _warn_of_differences(params: RoundParams, plan: Plan | None, rounds: int) -> None:
+    """Two sums whose survivors differ by one site speak of that site alone, so what covers a site matters."""
+    constant = params.min_survivors == len(params.cohort)
+    if rounds < 2 or constant or (plan is not None and plan.unit == "client"):
+        return
+    cover = (
+        "and without [privacy] nothing covers it" if plan is None else "and the noise covers its records, not the site"
+    )
+    warnings.warn(
+        f"the survivors of two rounds may differ by one site: the difference of their sums speaks of that site alone, {cover}",
+        PlanWarning,
+        stacklevel=2,
+    )
 
 
 def _plan(config: Config, sites: int, dimension: int) -> Plan | None:
@@ -185,10 +204,8 @@ def _algorithm(config: Config, server: Server, plan: Plan | None, sites: int, fe
 def _silences(config: Config, sites: tuple[str, ...]) -> Silences:
     """One site goes silent in a part of the rounds: spread over the run, each phase in turn, chosen by the seed."""
     wanted = config.simulation.drop_site
-    if wanted is not None and wanted not in sites:
-        near = difflib.get_close_matches(wanted, sites, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"sites: {', '.join(sites)}"
-        raise ConfigError(f"simulation.drop_site: there is no site {wanted!r}; {hint}")
+    if wanted is not None:
+        _known("simulation.drop_site", wanted, sites)
     draw = np.random.default_rng([config.seed, 1])
     site = wanted or sites[int(draw.integers(len(sites)))]
     count = round(config.simulation.drop_rate * config.rounds)
@@ -198,6 +215,16 @@ def _silences(config: Config, sites: tuple[str, ...]) -> Silences:
         int(draw.integers(low, high)): {site: PHASES[(first + index) % len(PHASES)]}
         for index, (low, high) in enumerate(itertools.pairwise(edges))
     }
+
+
+def _known(key: str, name: str, sites: Iterable[str]) -> str:
+    """The name, where there is such a site."""
+    names = list(sites)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"sites: {', '.join(names)}"
+        raise ConfigError(f"{key}: there is no site {name!r}; {hint}")
+    return name
 
 
 def _hash(config: Config, schema: str) -> str:

@@ -4,6 +4,7 @@ It learns what an `Aggregate` has and nothing else about a site. Before a round 
 commits the noise that really was there; only a model that is finite is committed.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from fl.model import Adapter
 from fl.site import Agreement, Announcement
 from privacy.ledger import Ledger, Reservation
 from secagg.errors import BelowThresholdError, PeerFault, RoundError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class Coordinator:
                 failure = self._explain(error)
                 continue
             spent = self._commit(reservation, aggregate)
+            if aggregate.mean.gradient is None:
+                _LOG.warning("round %d: no data: no site in the sum has a record, and the model stays", number)
             try:
                 after = self.algorithm.server_update(state, aggregate.mean)
             except ModelError as error:

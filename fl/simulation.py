@@ -37,6 +37,7 @@ from fl.report import write_report
 from fl.rounds import Coordinator, RoundRecord
 from fl.site import Announcement, Entropy, Participation, Site
 from privacy.budget import Budget
+from privacy.errors import InputError
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES
@@ -130,6 +131,7 @@ class Consortium:
                 ledger=ledgers.get(rows.name),
                 budget=_lifetime_budget(experiment),
                 entropy=_site_entropy(seed, client),
+                secure_only=rows.name in experiment.config.simulation.secure_only,
             )
             for client, rows in enumerate(experiment.train.values())
         }
@@ -167,7 +169,11 @@ class Consortium:
         return InProcessEngine(handlers, self._tap)
 
     def _checked(self, aggregate: Aggregator) -> Aggregator:
-        """Fail the run where a site refused, or where the sum is not that of the survivors' integers."""
+        """Fail the run where the sum is not that of the survivors' integers, or where a site refused.
+
+        A site that refuses its own update (NaN, beyond the limit) is a dropout, as it is between organisations: that
+        alone fails no round. Any other refusal means that the parties of one process do not agree, which they must.
+        """
 
         def checked(announcement: Announcement) -> Aggregate:
             try:
@@ -189,10 +195,12 @@ class Consortium:
 
     def _require_no_refusal(self, announcement: Announcement, cause: Exception | None) -> None:
         for part in self._parts.values():
-            if part.refusal is not None:
-                raise RoundFailedError(
-                    f"round {announcement.round}: site {part.site.name} refused: {part.refusal}"
-                ) from (part.refusal if cause is None else cause)
+            if part.refusal is None:
+                continue
+            message = f"round {announcement.round}: site {part.site.name} refused: {part.refusal}"
+            if cause is not None or not isinstance(part.refusal, InputError):
+                raise RoundFailedError(message) from (part.refusal if cause is None else cause)
+            _LOG.warning("%s; it counts as a dropout", message)
 
 
 def run(

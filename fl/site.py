@@ -16,7 +16,7 @@ import rfc8785
 
 from fl.algorithms.base import Algorithm, Contribution, Records
 from fl.data import SiteData
-from fl.errors import DataError, FlError, ModelError, RoundFailedError
+from fl.errors import ConfigError, DataError, FlError, ModelError, RoundFailedError
 from fl.model import Adapter, Local, Vector
 from privacy.budget import Budget
 from privacy.errors import PlanError, PrivacyError
@@ -142,6 +142,18 @@ def require_capacity(rows: SiteData, algorithm: Algorithm) -> None:
         raise DataError(f"site {rows.name}: {len(rows.y)} training rows, and the agreed cap is {algorithm.max_rows}")
 
 
+def require_secure(site: str, agreement: Agreement) -> None:
+    """Check what a site that takes part under secure aggregation only is about to agree to.
+
+    Raises:
+        ConfigError: the server would see more than sums; the message names the site.
+    """
+    if not agreement.secure:
+        raise ConfigError(
+            f'secagg.mode: site {site} takes part under secure aggregation only, and the mode of this run is not "secure"'
+        )
+
+
 @dataclass
 class Site:
     """One site: its rows, keys, noise and ledger.
@@ -160,9 +172,11 @@ class Site:
         ledger: Its data set's ledger, outside any run and open; needed with a plan.
         budget: The lifetime budget of its data set, or None for none.
         entropy: The source of the protocol's secrets in (round, attempt).
+        secure_only: Whether it takes part under secure aggregation only.
 
     Raises:
         DataError: more rows than the agreed public cap; the message names the site.
+        ConfigError: it takes part under secure aggregation only, and that is not what was agreed.
         PlanError: a plan without noise source or ledger.
     """
 
@@ -179,11 +193,14 @@ class Site:
     ledger: Ledger | None = None
     budget: Budget | None = None
     entropy: Callable[[int, int], Entropy] = lambda _round, _attempt: os.urandom
+    secure_only: bool = False
     records: Records = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         slots = self.algorithm.slots(len(self.rows.y))
         require_capacity(self.rows, self.algorithm)
+        if self.secure_only:
+            require_secure(self.rows.name, self.agreement)
         if self.agreement.plan is not None and (self.noise is None or self.ledger is None):
             raise PlanError(f"site {self.rows.name}: a plan needs a noise source and a ledger")
         self.records = Records.place(self.rows.x, self.rows.y, slots)
@@ -193,17 +210,25 @@ class Site:
         """The site's name."""
         return self.rows.name
 
-    def check(self, announcement: Announcement, params: RoundParams) -> None:
-        """Compare the round that the server opens with the one that was agreed.
+    def check_model(self, announcement: Announcement) -> None:
+        """Compare the announced model with its hash, and this site's leaves with the agreed ones.
 
         Raises:
-            ModelError: the announced model is not the one of the announced hash, has the wrong shape, or is not finite.
-            RoundFailedError: the parameters are not the agreed ones; the message names the field.
+            ModelError: it is not the one of the announced hash, has the wrong shape, or is not finite.
         """
         model = self.adapter.unravel(announcement.model)
         self.adapter.require_finite(model)
         if self.adapter.schema.hash != self.agreement.schema or self.adapter.hash(model) != announcement.model_hash:
             raise ModelError(f"round {announcement.round}: the model is not the one that was announced")
+
+    def check(self, announcement: Announcement, params: RoundParams) -> None:
+        """Compare the round that the server opens with the one that was agreed.
+
+        Raises:
+            ModelError: as for `check_model`.
+            RoundFailedError: the parameters are not the agreed ones; the message names the field.
+        """
+        self.check_model(announcement)
         agreed = self.agreement.round_params(announcement.round, announcement.model_hash, params.session)
         for entry in fields(RoundParams):
             if getattr(agreed, entry.name) != getattr(params, entry.name):
@@ -290,7 +315,8 @@ class Participation:
         self._params = params
 
     def train(self) -> Any:  # noqa: ANN401 - what an update is, the algorithm says
-        """The update in floats, for a mean without protocol and without privacy."""
+        """The update in floats, for a mean without protocol and without privacy; raises what `Site.check_model` raises."""
+        self.site.check_model(self._announcement)
         update, self._after = self.site.train(self._announcement)
         return update
 

@@ -207,6 +207,9 @@ def _total_object(total: LedgerTotal) -> dict[str, Any]:
             }
             for run in total.runs
         ],
+        "differences": [
+            {"run": each.run, "site": str(each.site), "rounds": list(each.rounds)} for each in total.differences
+        ],
     }
 
 
@@ -219,6 +222,12 @@ def _print_total(total: LedgerTotal) -> None:
     for run in total.runs:
         mark = "" if run.private else "  NOT PRIVATE: noise or secrets came from a test seed"
         click.echo(f"  run {run.run or '(unknown)'}: {run.rounds} rounds, {_at_most(run.epsilon)}{mark}")
+    for each in total.differences:
+        first, second = each.rounds
+        click.echo(
+            f"  run {each.run or '(unknown)'}: the survivors of rounds {first} and {second} differ by site {each.site} alone, "
+            "and so the difference of their sums speaks of that site"
+        )
     if total.open:
         click.echo(f"  {total.open} reservations without commit count at their plan's floor")
     if not total.private:

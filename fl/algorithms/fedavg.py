@@ -199,11 +199,14 @@ def weighted_mean(updates: Mapping[str, SiteUpdate]) -> tuple[Mean, tuple[str, .
         The mean over the finite updates, and the names of the sites whose update is not finite.
 
     Raises:
-        InputError: a weight is negative; the message names the site.
+        InputError: a weight is negative, or a change has another shape than the first one; the message names the site.
     """
+    shape = next(iter(updates.values())).delta.shape if updates else ()
     for name, update in updates.items():
         if update.weight < 0:
             raise InputError(f"site {name}: weight {update.weight} is negative")
+        if update.delta.shape != shape:  # NumPy would stretch a single value over all of them
+            raise InputError(f"site {name}: a change of shape {update.delta.shape} among changes of shape {shape}")
     finite = {k: u for k, u in updates.items() if np.isfinite(u.delta).all() and np.isfinite(u.loss)}
     excluded = tuple(name for name in updates if name not in finite)
     weight = sum(update.weight for update in finite.values())

@@ -6,10 +6,11 @@ replace it and mu doubles; whoever may replace a site's vector may replace what 
 """
 
 import base64
+import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -101,6 +102,21 @@ class RunTotal:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Two rounds of one run whose survivors differ by one site: the difference of their sums speaks of that site alone.
+
+    Attributes:
+        run: Its name.
+        site: Id of the site.
+        rounds: Their numbers, in the order of the ledger; the first such two.
+    """
+
+    run: str
+    site: int
+    rounds: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class LedgerTotal:
     """Everything in a ledger, composed.
 
@@ -112,6 +128,7 @@ class LedgerTotal:
         runs: Each run by itself.
         open: Reservations without commit.
         private: False when anything came from a test seed: then epsilon covers nothing that these runs released.
+        differences: At most one for each run and site. Epsilon covers them, for its unit: one record is not a site.
     """
 
     epsilon: EpsilonBound
@@ -121,11 +138,35 @@ class LedgerTotal:
     runs: tuple[RunTotal, ...]
     open: int
     private: bool
+    differences: tuple[Difference, ...]
 
     @property
     def not_private(self) -> tuple[str, ...]:
         """Names of the runs that are not private."""
         return tuple(run.run for run in self.runs if not run.private)
+
+
+class _Cohorts:
+    """The sets of survivors of one run, told apart by the exclusive or of their members' hashes.
+
+    So that leaving one member out, or adding one, is a single operation, however large the sets are.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[int, int] = {}
+        self._rounds: dict[int, int] = {}
+
+    def add(self, survivors: Iterable[int], number: int) -> list[tuple[int, int]]:
+        """Take a round's survivors in; the sites by which alone they differ from an earlier round's, with that round."""
+        mark = 0
+        for site in survivors:
+            if site not in self._hashes:
+                self._hashes[site] = int.from_bytes(hashlib.sha256(site.to_bytes(8, "big")).digest(), "big")
+            mark ^= self._hashes[site]
+        if mark in self._rounds:
+            return []
+        self._rounds[mark] = number
+        return [(site, self._rounds[mark ^ own]) for site, own in self._hashes.items() if mark ^ own in self._rounds]
 
 
 class Books:
@@ -143,6 +184,7 @@ class Books:
         data_set: Fingerprint that the ledger belongs to; set by the first reservation.
         hashes: Of every entry.
         last_run: Of the last entry with one.
+        differences: By run and site.
     """
 
     def __init__(self, path: Path) -> None:
@@ -155,6 +197,8 @@ class Books:
         self.data_set: str | None = None
         self.hashes: list[str] = []
         self.last_run = ""
+        self.differences: dict[tuple[str, int], Difference] = {}
+        self._cohorts: dict[str, _Cohorts] = {}
         self._data_set_known = False
 
     def floor(self) -> tuple[Plan | None, float]:
@@ -196,7 +240,16 @@ class Books:
         runs = tuple(
             RunTotal(run, spend.bound(delta), self.rounds[run], spend.private) for run, spend in self.runs.items()
         )
-        return LedgerTotal(self.spend.bound(delta), delta, unit, relation, runs, len(self.pending), self.spend.private)
+        return LedgerTotal(
+            epsilon=self.spend.bound(delta),
+            delta=delta,
+            unit=unit,
+            relation=relation,
+            runs=runs,
+            open=len(self.pending),
+            private=self.spend.private,
+            differences=tuple(self.differences.values()),
+        )
 
     def book(self, entry: Entry, *, recompute: bool = False) -> None:
         """Take an entry in.
@@ -225,6 +278,8 @@ class Books:
         elif entry.kind == "commit":
             del self.pending[entry.closes]
             self.rounds[entry.run] += 1
+            for site, earlier in self._cohorts.setdefault(entry.run, _Cohorts()).add(entry.survivors, entry.round):
+                self.differences.setdefault((entry.run, site), Difference(entry.run, site, (earlier, entry.round)))
         self.hashes.append(entry.hash)
 
     def _check(self, entry: Entry) -> None:

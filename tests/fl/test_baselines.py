@@ -77,6 +77,22 @@ def test_scores_are_probabilities(experiment):
         )
 
 
+def test_scores_of_small_floats(experiment):
+    """A model whose outputs are bfloat16, which scikit-learn does not know, is scored like any other."""
+    from flax import nnx
+
+    class Small(nnx.Module):
+        def __init__(self):
+            self.level = nnx.Param(np.ones((), "bfloat16"))
+
+        def __call__(self, x):
+            return x[:, 0].astype("bfloat16") * self.level.get_value()
+
+    adapter = Adapter.of(Small())
+    report = scorer(adapter, "logistic", experiment.test)([adapter.params] * 4, [adapter.local] * 4)
+    assert 0.5 < report["pooled"]["auc"] < 1
+
+
 def test_batch_statistics_are_refused(experiment):
     """Full-batch descent over sites does not define batch statistics, so such a model has no baselines."""
     from flax import nnx

@@ -92,6 +92,37 @@ def test_what_cannot_work_is_refused_before_round_one(toy, overrides, private, e
         prepare(toy(*overrides, private=private), "run-1")
 
 
+@pytest.mark.parametrize("mode", ["plain", "ideal"])
+def test_a_site_that_takes_part_under_secure_aggregation_only(toy, mode):
+    """S20: what one site demands holds for all: another mode is refused by its name, and so is a name that no site has."""
+    demand = "simulation.secure_only=['north']"
+    assert prepare(toy(demand), "run-1").config.simulation.secure_only == ("north",)
+    with pytest.raises(ConfigError, match=r"secagg\.mode: site north takes part under secure aggregation only"):
+        prepare(toy(demand, mode=mode), "run-1")
+    with pytest.raises(ConfigError, match=r"simulation\.secure_only: there is no site 'nroth'; did you mean north\?"):
+        prepare(toy("simulation.secure_only=['nroth']"), "run-1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "private", "rounds", "said"),
+    [
+        ([], False, 2, "without [privacy] nothing covers it"),
+        ([], True, 2, "the noise covers its records, not the site"),
+        ([], False, 1, None),
+        (["privacy.dropouts=0"], True, 2, None),
+        (["privacy={epsilon=2.0,delta=1e-4,unit='client',divisor=4,dropouts=1,colluders=1}"], False, 2, None),
+    ],
+    ids=["no plan", "records", "one round", "nobody may be missing", "clients"],
+)
+def test_rounds_that_may_differ_by_one_site_are_warned_of(toy, overrides, private, rounds, said):
+    """S29: a note says what the difference of two sums shows, where survivors may differ and no noise covers a site."""
+    notes = [
+        note for note in prepare(toy(*overrides, private=private, rounds=rounds), "run-1").notes if "differ" in note
+    ]
+    assert len(notes) == (said is not None)
+    assert all(note.endswith(str(said)) for note in notes)
+
+
 def test_two_sites_with_the_same_table_are_refused(toy, toy_folder, tmp_path):
     """One patient at two sites would count twice, so equal tables are refused by both names; empty ones are allowed."""
     folder = tmp_path / "copies"

@@ -166,13 +166,16 @@ def test_the_budget_stops_before_the_round(private, coordinate, tmp_path):
     assert len(aggregate.announcements) == private.config.rounds
 
 
-def test_a_round_without_data_keeps_the_model(public, coordinate, tmp_path):
+def test_a_round_without_data_keeps_the_model(public, coordinate, tmp_path, caplog):
     """S7: a round whose counts are all zero is committed, keeps the model, and says so."""
     aggregate = Scripted(None, np.zeros(3))
     coordinate(public, aggregate).run(start(public), 2, lambda *_: None)
     first, second = aggregate.announcements
     assert first.model_hash == second.model_hash
     assert lines(tmp_path)[0]["update_norm"] == 0
+    assert [record.message for record in caplog.records if "no data" in record.message] == [
+        "round 0: no data: no site in the sum has a record, and the model stays"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["public", "private"])

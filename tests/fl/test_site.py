@@ -116,6 +116,14 @@ def test_another_model_is_refused(consortium, experiment, change, message):
         consortium.sites[0].check(bad, experiment.agreement.round_params(0, good.model_hash))
 
 
+def test_the_float_mean_checks_the_model_too(consortium, experiment):
+    """Where floats are averaged, a site also trains on no other model than the announced one."""
+    good = announce(experiment)
+    Participation(consortium.sites[0], good).train()
+    with pytest.raises(ModelError, match="is not the one that was announced"):
+        Participation(consortium.sites[0], dataclasses.replace(good, model=good.model + 1e-9)).train()
+
+
 def test_context_binds_everything_but_the_attempt(experiment):
     """The context changes with run, round, model, plan, experiment and schema, and only with them."""
     agreement = experiment.agreement

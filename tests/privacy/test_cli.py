@@ -130,6 +130,27 @@ def test_verify_reports_and_exits_0(capsys, ledger):
     assert "NOT PRIVATE: epsilon covers nothing that was released by seeded" in out
 
 
+def test_rounds_that_differ_by_one_site_are_told(capsys, tmp_path):
+    """S29: verify and total name run, rounds and site, in words and as JSON, and keep runs apart."""
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        for run, number, survivors in (
+            ("a", 0, (0, 1, 2, 3)),
+            ("b", 0, (0, 1, 3)),
+            ("a", 1, (0, 1, 3)),
+            ("a", 2, (0, 1, 2, 3)),
+        ):
+            held = ledger.reserve(run=run, round=number, attempt=0, plan=PLAN, private=True, data_set="ab")
+            ledger.commit(held, survivors=survivors, transcript="")
+    for command in ("verify", "total"):
+        code, out, _ = call(capsys, "ledger", command, path)
+        assert code == 0
+        assert out.count("differ by site") == 1
+        assert "run a: the survivors of rounds 0 and 1 differ by site 2 alone" in out
+        _, out, _ = call(capsys, "ledger", command, path, "--json")
+        assert json.loads(out)["differences"] == [{"run": "a", "site": "2", "rounds": [0, 1]}]
+
+
 def test_verify_exits_2_when_tampered(capsys, ledger):
     """P21: one changed digit, or a cut tail, exits 2 and names file and line; stdout stays empty."""
     text = ledger.read_bytes()

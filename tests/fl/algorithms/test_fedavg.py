@@ -181,6 +181,15 @@ def test_float_mean_names_what_it_leaves_out():
         weighted_mean({"north": good, "south": SiteUpdate(np.ones(2), -1, 1.0)})
 
 
+@pytest.mark.parametrize("shape", [(1,), (), (2, 1), (3,)])
+def test_float_mean_stretches_nothing(shape):
+    """S8: a change that NumPy could broadcast to the others' is refused by the site's name and both shapes."""
+    updates = {"north": SiteUpdate(np.ones(2), 3, 1.0), "south": SiteUpdate(np.ones(shape), 3, 1.0)}
+    with pytest.raises(InputError) as caught:
+        weighted_mean(updates)
+    assert str(caught.value) == f"site south: a change of shape {shape} among changes of shape (2,)"
+
+
 @pytest.mark.parametrize(
     ("update", "leaf"),
     [

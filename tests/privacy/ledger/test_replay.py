@@ -4,9 +4,20 @@ import pytest
 
 from privacy.accounting.gaussian import closed_form, rdp_form
 from privacy.ledger.chain import ChainError, decode, encode
-from privacy.ledger.replay import Books, Spend
+from privacy.ledger.replay import Books, Spend, _Cohorts
 
 RECORD = ("record", "add-remove")
+
+
+def test_cohorts_that_differ_by_one_site_are_told():
+    """Against every earlier set, by a site that left or came, once a set; never for equal sets or for two sites at once."""
+    cohorts = _Cohorts()
+    assert cohorts.add((0, 1, 2, 2**64 - 1), 0) == []
+    assert cohorts.add((0, 1, 2, 2**64 - 1), 1) == []
+    assert cohorts.add((0, 1), 2) == []
+    assert cohorts.add((0, 1, 2), 3) == [(2, 2), (2**64 - 1, 0)]
+    assert cohorts.add((2, 1, 0), 4) == []
+    assert cohorts.add((0, 1, 2, 3, 4), 5) == []
 
 
 def test_spend_sums_squares():
