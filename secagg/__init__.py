@@ -2,11 +2,13 @@
 
 from secagg.identity import Identity, Roster, ServerIdentity
 from secagg.params import Block, RoundParams
+from secagg.policy import ClientPolicy
 from secagg.protocols.pairwise import ClientSession, ServerSession
 from secagg.session import RoundOutcome, run_round
 
 __all__ = [
     "Block",
+    "ClientPolicy",
     "ClientSession",
     "Identity",
     "Roster",

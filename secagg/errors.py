@@ -24,12 +24,32 @@ class StateError(LocalError):
     """A session used out of order, twice, or after it failed."""
 
 
+class GuardError(LocalError):
+    """A step that this client has taken before, or a store of such steps that cannot be trusted or written."""
+
+
+class SignerError(LocalError):
+    """A key outside this process that failed, or gave something that is not its own signature."""
+
+
+class KeyFileError(LocalError):
+    """A key on disk that cannot be read, trusted or written; the message has the file, never its content."""
+
+
+class RosterError(LocalError):
+    """A roster that is malformed, not signed as it must be, or older than one seen before; or a change that it does not allow."""
+
+
 class SelfTestError(LocalError):
     """A primitive of this installation does not give its known answer."""
 
 
 class DecodeError(SecaggError):
     """Bytes that are not the frame or field that they must be."""
+
+
+class SignatureError(DecodeError):
+    """A signature that is not that of the named client; nobody is to blame, since anybody could have sent it."""
 
 
 class SealError(SecaggError):
@@ -44,28 +64,81 @@ class ServerFault(SecaggError):  # noqa: N818 - a fault is a finding about a par
     """The server broke the protocol."""
 
 
+class PolicyError(ServerFault):
+    """A round that the server proposed and this client's policy does not allow.
+
+    Attributes:
+        rule: The name of the policy's field that forbids it.
+    """
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"policy {rule}: {message}")
+        self.rule = rule
+
+
 class PeerFault(SecaggError):  # noqa: N818 - a fault is a finding about a party, not a failure of ours
     """A client broke the protocol.
 
     Attributes:
         party: The client id (u64).
+        evidence: What shows it, by name, as it was received; `secagg.protocols.pairwise.evidence` says what it proves. It may have shares
+            of secrets that the round opens anyway, and so never prints.
     """
 
-    def __init__(self, party: int, message: str) -> None:
+    def __init__(self, party: int, message: str, evidence: Mapping[str, bytes] = MappingProxyType({})) -> None:
         super().__init__(f"client {party}: {message}")
         self.party = party
+        self.evidence = dict(evidence)
+
+
+class DeclinedError(SecaggError):
+    """A client said that it takes no further part.
+
+    Attributes:
+        party: The client id (u64).
+        phase: The exchange that it does not answer.
+        rule: Its policy's rule, or the kind of error that stopped it.
+    """
+
+    def __init__(self, party: int, phase: str, rule: str, reason: str) -> None:
+        super().__init__(f"client {party} declined in phase {phase} ({rule}): {reason}")
+        self.party = party
+        self.phase = phase
+        self.rule = rule
+
+
+class UnexpectedFrameError(SecaggError):
+    """A frame of a closed phase, a second one of the same sender, or one of somebody who is not awaited; it changes nothing.
+
+    Attributes:
+        party: Under whose name it came.
+        phase: The exchange in which it came.
+    """
+
+    def __init__(self, party: int, phase: str, reason: str) -> None:
+        super().__init__(f"a frame of client {party} in phase {phase}: {reason}")
+        self.party = party
+        self.phase = phase
 
 
 class DisputeError(SecaggError):
     """Clients contradict each other, and nothing proves which one is wrong.
 
     Attributes:
-        parties: The client ids on both sides.
+        parties: The client ids on both sides, the one that was dropped first.
+        evidence: The refusals, by name, as they were received.
     """
 
-    def __init__(self, parties: tuple[int, ...], message: str) -> None:
+    def __init__(
+        self, parties: tuple[int, ...], message: str, evidence: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
         super().__init__(f"clients {list(parties)}: {message}")
         self.parties = parties
+        self.evidence = dict(evidence)
+
+
+class EvidenceError(SecaggError):
+    """Evidence that does not prove, to somebody who was not there, what it is said to prove; the message has the reason."""
 
 
 class RoundError(SecaggError):

@@ -7,35 +7,36 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NoReturn, Self
+from typing import NoReturn, Protocol, Self, final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from secagg.crypto.kdf import Entropy, Label, digest, draw, framed
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES, X25519_LENGTH, SecretKey
-from secagg.errors import DecodeError, ParameterError, PeerFault, ServerFault
+from secagg.errors import DecodeError, ParameterError, ServerFault, SignatureError, SignerError
 
 KEY_LENGTH = 32
 SIGNATURE_LENGTH = 64
 
 
-class _Signer:
-    """A party that signs; its key never prints, pickles or copies."""
+class Signer(Protocol):
+    """One Ed25519 key, wherever it is: in a token, an HSM, another process."""
 
-    __slots__ = ("_key", "id")
+    @property
+    def public_key(self) -> bytes:
+        """Raw Ed25519 public key (32 bytes)."""
+        ...
 
-    def __init__(self, party_id: int, key: Ed25519PrivateKey) -> None:
-        self.id = party_id
-        self._key = key
+    def sign(self, message: bytes, /) -> bytes:
+        """The Ed25519 signature (64 bytes) over exactly this message."""
+        ...
 
-    def sign(self, label: Label, message: bytes) -> bytes:
-        """The Ed25519 signature over the framed label ‖ message (64 bytes).
 
-        Guarantees:
-            A signature made under one label is none under another.
-        """
-        return self._key.sign(framed(label) + message)
+class _NeverCopied:
+    """What holds a private key; it never pickles or copies."""
+
+    __slots__ = ()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an identity is never pickled or copied")
@@ -44,7 +45,107 @@ class _Signer:
         raise TypeError("an identity is never pickled or copied")
 
 
-class Identity(_Signer):
+@final
+class SigningKey(_NeverCopied):
+    """A `Signer` whose key is in this process's memory.
+
+    Attributes:
+        public_key: Raw Ed25519 public key (32 bytes).
+    """
+
+    __slots__ = ("_key", "public_key")
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public_key = key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes, /) -> bytes:
+        """The Ed25519 signature over exactly this message (64 bytes)."""
+        return self._key.sign(message)
+
+    def __repr__(self) -> str:
+        return f"SigningKey(public_key={self.public_key.hex()}, private=<redacted>)"
+
+
+@final
+class CheckedSigner:
+    """A `Signer` of somebody else, believed only as far as its signatures verify.
+
+    Attributes:
+        public_key: Raw Ed25519 public key (32 bytes), read once.
+
+    Raises:
+        SignerError: The public key cannot be had, or is not 32 bytes.
+    """
+
+    __slots__ = ("_signer", "_verifier", "public_key")
+
+    def __init__(self, signer: Signer) -> None:
+        try:
+            public_key = signer.public_key
+        except Exception as error:
+            raise SignerError(f"the signer gave no public key: {type(error).__name__}") from error
+        if not isinstance(public_key, bytes) or len(public_key) != KEY_LENGTH:
+            raise SignerError(f"the signer's public key is not {KEY_LENGTH} bytes")
+        self._signer = signer
+        self.public_key = public_key
+        self._verifier = Ed25519PublicKey.from_public_bytes(public_key)
+
+    def sign(self, message: bytes, /) -> bytes:
+        """The signer's signature over exactly this message (64 bytes).
+
+        Raises:
+            SignerError: The signer failed, or gave something else.
+
+        Guarantees:
+            What it returns verifies under `public_key`.
+        """
+        try:
+            signature = self._signer.sign(message)
+        except Exception as error:
+            raise SignerError(f"the signer failed: {type(error).__name__}") from error
+        if not isinstance(signature, bytes) or len(signature) != SIGNATURE_LENGTH:
+            raise SignerError(f"the signer's signature is not {SIGNATURE_LENGTH} bytes")
+        try:
+            self._verifier.verify(signature, message)
+        except InvalidSignature:
+            raise SignerError("the signer's signature does not verify under its own public key") from None
+        return signature
+
+
+def checked(key: Ed25519PrivateKey | Signer) -> SigningKey | CheckedSigner:
+    """A signer to rely on: our own key as it is, since to verify what it signs would only cost; anybody else's checked.
+
+    Raises:
+        SignerError: A foreign signer's public key cannot be had, or is not 32 bytes.
+    """
+    if isinstance(key, Ed25519PrivateKey):
+        return SigningKey(key)
+    return key if isinstance(key, SigningKey | CheckedSigner) else CheckedSigner(key)
+
+
+class _Party(_NeverCopied):
+    """A party that signs."""
+
+    __slots__ = ("_signer", "id")
+
+    def __init__(self, party_id: int, key: Ed25519PrivateKey | Signer) -> None:
+        self.id = party_id
+        self._signer = checked(key)
+
+    def sign(self, label: Label, message: bytes) -> bytes:
+        """The Ed25519 signature over the framed label ‖ message (64 bytes).
+
+        Raises:
+            SignerError: The key is not in this process, and its signer failed or signed wrongly.
+
+        Guarantees:
+            A signature made under one label is none under another.
+        """
+        return self._signer.sign(framed(label) + message)
+
+
+class Identity(_Party):
     """A client's long-lived signing identity.
 
     Attributes:
@@ -54,10 +155,20 @@ class Identity(_Signer):
 
     __slots__ = ("public_key",)
 
-    def __init__(self, party_id: int, key: Ed25519PrivateKey) -> None:
+    def __init__(self, party_id: int, key: Ed25519PrivateKey | Signer) -> None:
         _check_client(party_id)
         super().__init__(party_id, key)
-        self.public_key = key.public_key().public_bytes_raw()
+        self.public_key = self._signer.public_key
+
+    @classmethod
+    def from_signer(cls, id: int, signer: Signer) -> Self:  # noqa: A002 - the attribute that it becomes
+        """An identity whose key stays where it is.
+
+        Raises:
+            ParameterError: The id is not that of a client.
+            SignerError: The signer's public key cannot be had, or is not 32 bytes.
+        """
+        return cls(id, signer)
 
     @classmethod
     def generate(cls, id: int, entropy: Entropy = os.urandom) -> Self:  # noqa: A002 - the attribute that it becomes
@@ -73,7 +184,7 @@ class Identity(_Signer):
         return f"Identity(id={self.id}, public_key={self.public_key.hex()}, private=<redacted>)"
 
 
-class ServerIdentity(_Signer):
+class ServerIdentity(_Party):
     """The server's signing key and the key that one-time MAC keys are sealed to.
 
     Attributes:
@@ -85,12 +196,21 @@ class ServerIdentity(_Signer):
 
     __slots__ = ("_secret", "sealing_key", "suite", "verify_key")
 
-    def __init__(self, key: Ed25519PrivateKey, secret: SecretKey) -> None:
+    def __init__(self, key: Ed25519PrivateKey | Signer, secret: SecretKey) -> None:
         super().__init__(SERVER_ID, key)
         self._secret = secret
         self.suite = secret.suite
-        self.verify_key = key.public_key().public_bytes_raw()
+        self.verify_key = self._signer.public_key
         self.sealing_key = secret.public
+
+    @classmethod
+    def from_signer(cls, signer: Signer, secret: SecretKey) -> Self:
+        """The server with a signing key that stays where it is; the sealing key is in this process.
+
+        Raises:
+            SignerError: The signer's public key cannot be had, or is not 32 bytes.
+        """
+        return cls(signer, secret)
 
     @classmethod
     def generate(cls, suite: str = "hybrid", entropy: Entropy = os.urandom) -> Self:
@@ -162,9 +282,9 @@ class Roster:
             signature: 64 bytes.
 
         Raises:
-            PeerFault: The signature is not that client's.
+            SignatureError: The signature is not that client's. Anybody can send rubbish under any name: nobody is blamed.
             ServerFault: The signature is not the server's.
-            DecodeError: The id is not on the roster, so nobody can be blamed.
+            DecodeError: The id is not on the roster.
 
         Guarantees:
             Returns only for the signature of this party over this message under this label.
@@ -175,7 +295,9 @@ class Roster:
             self._keys[party_id].verify(signature, framed(label) + message)
         except InvalidSignature as error:
             reason = f"wrong signature ({label.name})"
-            raise (ServerFault(reason) if party_id == SERVER_ID else PeerFault(party_id, reason)) from error
+            if party_id == SERVER_ID:
+                raise ServerFault(reason) from error
+            raise SignatureError(f"client {party_id}: {reason}") from error
 
     def fingerprint(self) -> str:
         """SHA-256 over all keys in order of id, 64 hex digits: what people compare by telephone."""

@@ -6,13 +6,16 @@ version, binding (context in exchange 1, T1 from then on), sender, signature. On
 its header is a frame, its body follows as raw bytes that an authentication tag in the header covers.
 """
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
+from secagg.crypto.shamir import SHARE_LENGTH
 from secagg.errors import DecodeError, ServerFault
 from secagg.identity import Roster
 
@@ -23,11 +26,11 @@ Tag = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Id = Annotated[int, msgspec.Meta(ge=0)]  # u64; the codec cannot say the upper end, MessagePack does
 Sign = Callable[[Label, bytes], bytes]
 
-# No message of a complete graph with 200 clients comes near it; vectors travel outside the frames.
+# No message of a complete graph with 200 clients or of a sparse one with 10 000 comes near it; vectors travel outside.
 MAX_FRAME_LENGTH = 4 * 2**20
 
 
-class Signed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Signed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A payload with its sender's Ed25519 signature."""
 
     payload: bytes
@@ -58,10 +61,23 @@ class Advertise(Message, frozen=True, array_like=True, forbid_unknown_fields=Tru
 
 
 class Advertised(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="advertised"):
-    """Exchange 1, server: U1, as the frames of the recipient's neighbours and the digests of everybody else."""
+    """Exchange 1, server: T1, which fixes U1 and every advertisement; one signature for everybody."""
 
-    frames: tuple[tuple[Id, bytes], ...]
-    digests: tuple[tuple[Id, Bytes32], ...]
+    transcript: Bytes32
+
+
+class AdvertisedFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="advertisements"):
+    """Exchange 1, server: a signed `Advertised`, what T1 is computed from, and the neighbours' own signed frames.
+
+    Attributes:
+        header: The signed `Advertised`.
+        digests: For each member of U1, in order of id, u64be id ‖ digest of its frame: 40 bytes each.
+        frames: The advertisements of the recipient's neighbours, in order of id.
+    """
+
+    header: bytes
+    digests: bytes
+    frames: tuple[bytes, ...]
 
 
 class ShareHeader(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="share"):
@@ -70,29 +86,61 @@ class ShareHeader(Message, frozen=True, array_like=True, forbid_unknown_fields=T
     root: Bytes32
 
 
-class PairBox(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A pair seed sealed to the other side's mask key, and the commitment that the server checks it against."""
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Part:
+    """What a dealer hands one neighbour, a leaf of its Merkle tree. Fixed layout, fields in this order, nothing between.
 
-    box: bytes
-    commitment: Bytes32
+    Attributes:
+        share_box: The holder's two shares, root then self, sealed to its channel key: 72 bytes and the suite's overhead.
+        root_commitment: To the share of the mask root, 32 bytes.
+        self_commitment: To the share of the self seed, 32 bytes.
+        pair_box: Where the dealer is the chooser of the edge, the pair seed sealed to the holder's mask key: 32 bytes and
+            the suite's overhead. Else None, and not in the encoding.
+        pair_commitment: To the pair seed, 32 bytes; None along with the box.
+    """
 
-
-class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="part"):
-    """What a dealer hands one neighbour: sealed shares, their commitments, and the pair seed where it is the chooser."""
-
-    holder: Id
     share_box: bytes
-    root_commitment: Bytes32
-    self_commitment: Bytes32
-    pair: PairBox | None
+    root_commitment: bytes
+    self_commitment: bytes
+    pair_box: bytes | None
+    pair_commitment: bytes | None
+
+    def encode(self) -> bytes:
+        """The leaf."""
+        fields = (self.share_box, self.root_commitment, self.self_commitment, self.pair_box, self.pair_commitment)
+        return b"".join(field for field in fields if field is not None)
+
+    @staticmethod
+    def length(overhead: int, *, pair: bool) -> int:
+        """Bytes of a leaf, with or without a pair seed.
+
+        Args:
+            overhead: The suite's bytes of a box beyond its plaintext.
+            pair: Whether the dealer is the chooser.
+        """
+        return 2 * SHARE_LENGTH + overhead + 64 + (32 + overhead + 32 if pair else 0)
+
+    @classmethod
+    def decode(cls, leaf: bytes, overhead: int, *, pair: bool) -> "Part":
+        """The part of a leaf.
+
+        Raises:
+            DecodeError: It has another length.
+        """
+        if len(leaf) != cls.length(overhead, pair=pair):
+            raise DecodeError(f"Part: {len(leaf)} bytes instead of {cls.length(overhead, pair=pair)}")
+        end = 2 * SHARE_LENGTH + overhead
+        return cls(
+            leaf[:end],
+            leaf[end : end + 32],
+            leaf[end + 32 : end + 64],
+            leaf[end + 64 : -32] if pair else None,
+            leaf[-32:] if pair else None,
+        )
 
 
-class OwnPart(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="own"):
-    """Commitments to the two shares that a dealer keeps itself; the server alone sees this leaf."""
-
-    holder: Id
-    root_commitment: Bytes32
-    self_commitment: Bytes32
+# The leaf of a dealer for itself, which the server alone sees: its commitments to its own root share and self share.
+OWN_PART_LENGTH = 64
 
 
 class ShareFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="shares"):
@@ -102,19 +150,24 @@ class ShareFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     leaves: tuple[bytes, ...]
 
 
-class Delivery(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One dealer's part for the recipient, with the dealer's signed header and the Merkle path to it."""
-
-    dealer: Id
-    header: bytes
-    leaf: bytes
-    path: tuple[Bytes32, ...]
-
-
 class Shared(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="shared"):
-    """Exchange 2, server: U2, and the parts of the recipient's neighbours."""
+    """Exchange 2, server: U2; one signature for everybody, since each part below it has its dealer's."""
 
     members: tuple[Id, ...]
+
+
+class Delivery(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One dealer's part for the recipient, with the dealer's signed header and the Merkle path to it."""
+
+    header: bytes
+    leaf: bytes
+    path: bytes
+
+
+class SharedFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="parts"):
+    """Exchange 2, server: a signed `Shared` and the parts of the recipient's neighbours in U2, in order of id."""
+
+    header: bytes
     deliveries: tuple[Delivery, ...]
 
 
@@ -132,14 +185,6 @@ class Survivors(Message, frozen=True, array_like=True, forbid_unknown_fields=Tru
     members: tuple[Id, ...]
 
 
-class Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="statement"):
-    """What a client signs at most once a round: S = (T1, U2, U3). It never travels; everybody has the parts."""
-
-    transcript: Bytes32
-    sharers: tuple[Id, ...]
-    survivors: tuple[Id, ...]
-
-
 class Confirm(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="confirm"):
     """Exchange 4, client: its signature over the statement, which is also the frame's only signature."""
 
@@ -152,7 +197,7 @@ class Quorum(Message, frozen=True, array_like=True, forbid_unknown_fields=True, 
     signatures: tuple[tuple[Id, SignatureBytes], ...]
 
 
-class SelfShare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="self"):
+class SelfShare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag="self"):
     """A share of a survivor's self seed: it opens the owner's own mask, and nothing about its pair masks."""
 
     owner: Id
@@ -162,7 +207,7 @@ class SelfShare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         return f"SelfShare(owner={self.owner}, share=<redacted>)"
 
 
-class RootShare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="root"):
+class RootShare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag="root"):
     """A share of a dropped client's mask root, and the pair seed of the edge to it: they open its pair masks only."""
 
     owner: Id
@@ -177,6 +222,20 @@ class Unmask(Message, frozen=True, array_like=True, forbid_unknown_fields=True, 
     """Exchange 5, client: one answer for each neighbour and itself. An answer has room for one kind of share only."""
 
     answers: tuple[SelfShare | RootShare, ...]
+
+
+class Decline(Message, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="decline"):
+    """Any exchange, client, in place of its frame: it takes no further part, and why. Bound to the context.
+
+    Attributes:
+        phase: The exchange that it does not answer.
+        rule: One word for machines: the policy's rule, or the kind of error.
+        reason: One sentence for people, without anything about its data.
+    """
+
+    phase: Annotated[str, msgspec.Meta(max_length=16)]
+    rule: Annotated[str, msgspec.Meta(max_length=64)]
+    reason: Annotated[str, msgspec.Meta(max_length=512)]
 
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
@@ -222,25 +281,14 @@ def unseal(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int, ro
     """The message of a signed frame, every check of this module's header done.
 
     Raises:
-        DecodeError: Not a frame of this kind, round or sender.
-        PeerFault: A client's signature does not verify.
+        DecodeError: Not a frame of this kind, round or sender, or (`SignatureError`) not signed by that client.
         ServerFault: The server's signature does not verify.
-    """
-    signed, message = glance(data, kind, binding=binding, sender=sender)
-    roster.verify(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature)
-    return message
-
-
-def glance(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int) -> tuple[Signed, MessageT]:
-    """What `unseal` checks but for the signature: whether a frame is the one that is waited for.
-
-    Raises:
-        DecodeError: Not a frame of this kind, round or sender.
     """
     signed = decode(data, Signed)
     message = decode(signed.payload, kind)
     check_bound(message, binding=binding, sender=sender)
-    return signed, message
+    roster.verify(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature)
+    return message
 
 
 def check_bound(message: Message, *, binding: bytes, sender: int) -> None:
@@ -261,14 +309,33 @@ def check_members(members: tuple[int, ...], *, within: tuple[int, ...], at_least
     Raises:
         ServerFault: It is not.
     """
-    if list(members) != sorted(set(members)):
+    if any(a >= b for a, b in itertools.pairwise(members)):
         raise ServerFault(f"{name} is not sorted, or names a client twice")
-    if not set(members) <= set(within):
-        raise ServerFault(f"{name} contains {sorted(set(members) - set(within))}, who were not there before")
+    unknown = set(members).difference(within)
+    if unknown:
+        raise ServerFault(f"{name} contains {shown(unknown)}, who were not there before")
     if client not in members:
         raise ServerFault(f"{name} leaves out client {client}, which answered")
     if len(members) < at_least:
         raise ServerFault(f"{name} has {len(members)} members, fewer than the agreed minimum {at_least}")
+
+
+def shown(clients: Iterable[int]) -> str:
+    """Client ids for an error message: sorted, and at most ten of them."""
+    ids = sorted(clients)
+    return str(ids) if len(ids) <= 10 else f"{str(ids[:10])[:-1]}, and {len(ids) - 10} more]"
+
+
+def decode_server(data: bytes, kind: type[StructT]) -> StructT:
+    """`decode` for what the server sends; whatever is wrong with it is the server's fault.
+
+    Raises:
+        ServerFault: It is not of this kind and form.
+    """
+    try:
+        return decode(data, kind)
+    except DecodeError as error:
+        raise ServerFault(str(error)) from None
 
 
 def unseal_server(data: bytes, kind: type[MessageT], *, binding: bytes, roster: Roster) -> MessageT:

@@ -6,6 +6,7 @@ parameters; a client holds its own and refuses frames bound to others, because t
 every key, signature and box.
 """
 
+import collections
 import dataclasses
 import os
 import warnings
@@ -13,7 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from secagg import ring
+from secagg import graph, ring
 from secagg.crypto.kdf import Label, digest
 from secagg.crypto.sealing import SERVER_ID, SUITES
 from secagg.errors import DecodeError, ParameterError
@@ -21,8 +22,9 @@ from secagg.errors import DecodeError, ParameterError
 PROTOCOL_VERSION: Literal[1] = 1
 PHASES = ("advertise", "share", "mask", "confirm", "unmask")
 COMPLETE_GRAPH_MAX = 200
+MAX_COHORT = 20_000
 MAX_BODY_LENGTH = 2**31
-MAX_ENCODED_LENGTH = 2**16
+MAX_ENCODED_LENGTH = 2**18
 _U64_MAX = 2**64 - 1
 
 
@@ -90,17 +92,21 @@ class RoundParams:
     Attributes:
         cohort: Client ids (u64 below 2^64 - 1); sorted here, at least 3, no duplicates.
         blocks: The vectors to sum.
-        threshold: Shares needed to open a secret, t. None: the smallest sound one for `colluders`.
+        threshold: Shares needed to open a secret, t. None: the smallest sound one for `colluders`, or the one that comes with
+            the degree of a sparse graph.
         colluders: Clients, c, that may cheat or share what they see with the server.
-        dropouts: Clients, r, that may go silent. None: as many as the threshold and the quorum leave room for.
+        dropouts: Clients, r, that may go silent. None: as many as the threshold and the quorum leave room for; on a sparse
+            graph one in twenty.
         suite: "hybrid" (ML-KEM-768 + X25519) or "classical" (X25519).
-        degree: Neighbours of a client, k. None: everybody (the complete graph).
+        degree: Neighbours of a client, k. None: everybody (the complete graph, n - 1) up to 200 clients, above that
+            what `secagg.graph.choose` gives. An even k below n - 1 is a sparse graph and needs a threshold beside it;
+            against a lying server that is experimental.
         session: 16 bytes. None: fresh from the operating system.
         round: Round number (u64), 0 is valid.
         app_context: 32-byte hash of everything at the application that determines the inputs (model, plan, reservation).
         min_survivors: Fewest vectors that a sum may contain. None: max(n - r, quorum).
         adversary: "lying" (a server that may show different things to different clients) or "curious" (waives the
-            rule 2t > n + c, nothing else).
+            rules that only a lying server makes necessary: 2t > n + c, or the bounds of a sparse graph at 2^-104).
 
     Raises:
         ParameterError: Infeasible or unsound; the message has the numbers.
@@ -128,19 +134,14 @@ class RoundParams:
             raise ParameterError(f"suite {self.suite!r} is unknown; one of {sorted(SUITES)}")
         if self.adversary not in ("lying", "curious"):
             raise ParameterError(f"adversary {self.adversary!r} is unknown; 'lying' or 'curious'")
-        if _unset(self.degree):
-            self._resolve("degree", n - 1)
-        if self.degree != n - 1:
-            raise ParameterError(
-                f"degree = {self.degree}: only the complete graph, degree n - 1 = {n - 1}, is supported"
-            )
         if _unset(self.session):
             self._resolve("session", os.urandom(16))
         for name, value, length in (("session", self.session, 16), ("app_context", self.app_context, 32)):
             if not isinstance(value, bytes) or len(value) != length:
                 raise ParameterError(f"{name} must be {length} bytes")
         _require_int("round", self.round, 0, _U64_MAX)
-        self._resolve_thresholds(n)
+        self._resolve_graph(n)
+        self._resolve_quorum(n)
         self._check_blocks(n)
         self._warn_without_slack(n)
 
@@ -152,17 +153,51 @@ class RoundParams:
         self._resolve("cohort", tuple(sorted(ids)))
         if len(ids) < 3:
             raise ParameterError(f"a cohort of {len(ids)} cannot hide anybody: at least 3 clients are needed")
-        if len(ids) > COMPLETE_GRAPH_MAX:
-            raise ParameterError(
-                f"n = {len(ids)}: only the complete graph is supported, and that up to {COMPLETE_GRAPH_MAX} clients"
-            )
+        if len(ids) > MAX_COHORT:
+            raise ParameterError(f"a cohort of {len(ids)} is more than the {MAX_COHORT} that a round takes")
         if len(set(ids)) != len(ids):
-            raise ParameterError(f"client ids appear twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+            raise ParameterError(
+                f"client ids appear twice: {sorted(i for i, count in collections.Counter(ids).items() if count > 1)}"
+            )
         return len(ids)
 
-    def _resolve_thresholds(self, n: int) -> None:
+    @property
+    def complete(self) -> bool:
+        """Whether everybody is everybody's neighbour."""
+        return self.degree >= len(self.cohort) - 1
+
+    def _resolve_graph(self, n: int) -> None:
+        """Degree and threshold."""
         c = _require_int("colluders", self.colluders, 0, n - 1)
-        q = self.quorum(n)
+        sparse = n > COMPLETE_GRAPH_MAX if _unset(self.degree) else self.degree != n - 1
+        if not sparse:
+            self._resolve("degree", n - 1)
+            self._resolve_complete(n, c)
+            return
+        if _unset(self.dropouts):
+            self._resolve("dropouts", n // 20)
+        r = _require_int("dropouts", self.dropouts, 0, n)
+        if _unset(self.degree) != _unset(self.threshold):
+            raise ParameterError(
+                f"n = {n}: a sparse graph needs its degree and threshold together, or neither: got degree "
+                f"{self.degree} and threshold {self.threshold}"
+            )
+        if _unset(self.degree):
+            degree, threshold = graph.choose(n, c, r, self.adversary)
+            if degree == n - 1:
+                raise ParameterError(
+                    f"no sparse graph withstands c = {c} colluders and r = {r} dropouts of n = {n}, and the complete graph is "
+                    f"for up to {COMPLETE_GRAPH_MAX} clients"
+                )
+            self._resolve("degree", degree)
+            self._resolve("threshold", threshold)
+        self._check_sparse(n, c, r)
+
+    def _resolve_complete(self, n: int, c: int) -> None:
+        if n > COMPLETE_GRAPH_MAX:
+            raise ParameterError(
+                f"n = {n}: the complete graph is for up to {COMPLETE_GRAPH_MAX} clients; above, leave the degree to the default"
+            )
         if _unset(self.threshold):
             self._resolve("threshold", max(2, (n + c) // 2 + 1))
         t = _require_int("threshold", self.threshold, 0, _U64_MAX)
@@ -177,11 +212,45 @@ class RoundParams:
                 f"threshold t = {t} is too low against a lying server: 2t > n + c = {n + c} is needed, t >= {(n + c) // 2 + 1}"
             )
         if _unset(self.dropouts):
-            self._resolve("dropouts", max(0, n - max(t, q)))
+            self._resolve("dropouts", max(0, n - max(t, self.quorum(n))))
+
+    def _check_sparse(self, n: int, c: int, r: int) -> None:
+        k = _require_int("degree", self.degree, 0, _U64_MAX)
+        t = _require_int("threshold", self.threshold, 0, _U64_MAX)
+        if k % 2 or not 2 <= k < n - 1:
+            raise ParameterError(
+                f"degree k = {k} must be even and in 2..{n - 2}, or n - 1 = {n - 1} for the complete graph"
+            )
+        if not 2 <= t <= k:
+            raise ParameterError(
+                f"threshold t = {t} must be in 2..{k} (k = {k} neighbours; a client keeps one share itself)"
+            )
+        # A client goes on with as few as min_survivors, so the bounds must hold for that many.
+        least = n - r if _unset(self.min_survivors) else _require_int("min_survivors", self.min_survivors, 0, n)
+        missing = max(r, n - least)
+        found = graph.bounds(n, c, missing, k, t, self.adversary)
+        needed = graph.SECURITY_BITS[self.adversary]
+        if found.security_bits < needed:
+            raise ParameterError(
+                f"degree k = {k} and threshold t = {t} are too small for n = {n}, c = {c}, r = {missing} against a {self.adversary} "
+                f"server: the graph is bad with probability up to 2^-{found.security_bits:.1f}, at most 2^-{needed} is needed"
+            )
+        if found.correctness_bits < graph.CORRECTNESS_BITS:
+            warnings.warn(
+                f"degree k = {k}, threshold t = {t}: {r} silent clients end the round with probability up to "
+                f"2^-{found.correctness_bits:.1f}, since somebody's secrets then have fewer than t holders left",
+                SlackWarning,
+                stacklevel=6,
+            )
+
+    def _resolve_quorum(self, n: int) -> None:
+        q = self.quorum(n)
         r = _require_int("dropouts", self.dropouts, 0, n)
+        # On a sparse graph t holders are few of n, and that enough of them are left is the graph's correctness.
+        t = self.threshold
         if n - r < t or n - r < q:
             raise ParameterError(
-                f"n - r = {n - r} clients cannot reach threshold t = {t} and quorum q = {q} (n = {n}, r = {r}, c = {c})"
+                f"n - r = {n - r} clients cannot reach threshold t = {t} and quorum q = {q} (n = {n}, r = {r}, c = {self.colluders})"
             )
         if _unset(self.min_survivors):
             self._resolve("min_survivors", max(n - r, q))

@@ -9,6 +9,7 @@ little-endian: b·m·W/8 bytes. All work is on whole lanes, so no entry's carry 
 """
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,28 @@ def encode(x: npt.NDArray[Any], bits: int) -> Words:
     return words
 
 
+def encode_into(x: npt.NDArray[Any], low: int, high: int, words: Words) -> None:
+    """Check that every value is within [low, high], and write two's complements, in one pass over the memory.
+
+    Args:
+        x: `(length,)`, any integer dtype.
+        low: The least value allowed.
+        high: The greatest.
+        words: `(length,)`, where they go; bits above the ring's are not cleared.
+
+    Raises:
+        InputError: A value is outside; what `words` holds then has no meaning.
+    """
+    if x.shape != words.shape or x.dtype.kind not in "iu":
+        raise InputError(f"integers of shape {words.shape} have a place here, not {x.dtype} of shape {x.shape}")
+    for start in range(0, x.size, _BLOCK):
+        part = x[start : start + _BLOCK]
+        least, greatest = int(part.min()), int(part.max())
+        if least < low or greatest > high:
+            raise InputError(f"values {least}..{greatest} are outside {low}..{high}")
+        np.copyto(words[start : start + _BLOCK], part, casting="unsafe")
+
+
 def decode(words: Words, bits: int) -> npt.NDArray[np.int64]:
     """The signed integers in [-2^(b-1), 2^(b-1)) of elements of Z_2^b; bits of a word above b do not count.
 
@@ -82,32 +105,59 @@ def decode(words: Words, bits: int) -> npt.NDArray[np.int64]:
         InputError: The words are not those of `bits`.
     """
     _check_words(words, bits)
+    signed = np.empty(words.size, np.int64)
     # Up until the sign bit of the entry is that of the word, and down again with it.
-    wide = words.astype(np.uint64)
-    wide <<= np.uint64(64 - bits)
-    signed = wide.view(np.int64)
-    signed >>= np.int64(64 - bits)
+    shift = words.dtype.type(8 * words.itemsize - bits)
+    lifted = _scratch.lane.view(words.dtype)
+    for start in range(0, words.size, _BLOCK):
+        part = words[start : start + _BLOCK]
+        entry = lifted[: part.size]
+        np.left_shift(part, shift, out=entry)
+        as_signed = entry.view(f"i{words.itemsize}")
+        as_signed >>= as_signed.dtype.type(shift)
+        signed[start : start + _BLOCK] = as_signed
     return signed
 
 
-def add_into(acc: Words, words: Words) -> None:
-    """`acc += words` in place, wrapping at the word.
+def combine_packed(acc: Words, buf: ReadBuffer, bits: int, *, subtract: bool = False) -> None:
+    """`acc += unpack(buf)` in place, wrapping at the word, without room for the unpacked vector.
+
+    Args:
+        acc: `(length,)` of `word_dtype(bits)`.
+        buf: A packed form that `check_packed` accepts; without that check the padding goes unseen.
+        bits: b.
+        subtract: `acc -= unpack(buf)` instead.
+    """
+    combine = np.subtract if subtract else np.add
+    for start, part in _unpacked(buf, acc.size, bits):
+        target = acc[start : start + part.size]
+        combine(target, part, out=target)
+
+
+def check_packed(buf: ReadBuffer, length: int, bits: int) -> None:
+    """That bytes are the packed form of a vector.
 
     Raises:
-        InputError: The two differ in shape or dtype: nothing is ever broadcast.
+        DecodeError: The size is wrong, or the padding is not zero.
     """
-    _check_alike(acc, words)
-    np.add(acc, words, out=acc)
-
-
-def sub_into(acc: Words, words: Words) -> None:
-    """`acc -= words` in place, wrapping at the word.
-
-    Raises:
-        InputError: The two differ in shape or dtype: nothing is ever broadcast.
-    """
-    _check_alike(acc, words)
-    np.subtract(acc, words, out=acc)
+    size = packed_length(length, bits)
+    if memoryview(buf).nbytes != size:
+        raise DecodeError(f"{length} entries of {bits} bits take {size} bytes, not {memoryview(buf).nbytes}")
+    dtype = word_dtype(bits)
+    lanes = 8 * dtype.itemsize
+    if not size or bits == lanes:
+        return
+    rows = np.frombuffer(buf, dtype.newbyteorder("<")).reshape(bits, -1)
+    padding = rows.shape[1] * lanes - length
+    # Entry e stands in lane e // columns, column e % columns; the missing ones are the last columns of the last lanes.
+    for lane in range(lanes - 1, -1, -1):
+        missing = min(padding, rows.shape[1])
+        if missing <= 0:
+            return
+        columns = slice(rows.shape[1] - missing, None)
+        if _lane(rows, bits, lane, columns).any():
+            raise DecodeError("the padding of a packed vector is not zero")
+        padding -= missing
 
 
 def reduce_in_place(words: Words, bits: int) -> None:
@@ -188,25 +238,36 @@ def unpack(buf: ReadBuffer, length: int, bits: int, *, out: Words | None = None)
     Guarantees:
         Of all byte strings, exactly one unpacks to a given vector.
     """
+    check_packed(buf, length, bits)
     dtype = word_dtype(bits)
-    size = packed_length(length, bits)
-    if memoryview(buf).nbytes != size:
-        raise DecodeError(f"{length} entries of {bits} bits take {size} bytes, not {memoryview(buf).nbytes}")
     words: Words = np.empty(length, dtype) if out is None else out
     if words.shape != (length,) or words.dtype != dtype:
         raise InputError(
             f"{length} entries of {bits} bits go into {dtype} ({length},), not {words.dtype} {words.shape}"
         )
-    if not size:
-        return words
-    stored = dtype.newbyteorder("<")
-    if bits == 8 * dtype.itemsize:
-        words[:] = np.frombuffer(buf, stored)
-        return words
-    rows = np.frombuffer(buf, stored).reshape(bits, -1)
-    for start in range(0, rows.shape[1], _BLOCK):
-        _unpack_columns(rows, bits, words, start)
+    for start, part in _unpacked(buf, length, bits):
+        words[start : start + part.size] = part
     return words
+
+
+def _unpacked(buf: ReadBuffer, length: int, bits: int) -> Iterator[tuple[int, Words]]:
+    """The entries of a packed form in pieces, each with the place of its first; a piece lives until the next one."""
+    dtype = word_dtype(bits)
+    stored = dtype.newbyteorder("<")
+    if not length:
+        return
+    if bits == 8 * dtype.itemsize:
+        yield 0, np.frombuffer(buf, stored)
+        return
+    rows = np.frombuffer(buf, stored).reshape(bits, -1)
+    columns = rows.shape[1]
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        for lane in range(8 * dtype.itemsize):
+            first = lane * columns + start
+            if first >= length:
+                break
+            yield first, _lane(rows, bits, lane, slice(start, stop))[: length - first]
 
 
 def _pack_columns(words: Words, bits: int, rows: Words, start: int) -> None:
@@ -229,34 +290,23 @@ def _pack_columns(words: Words, bits: int, rows: Words, start: int) -> None:
                 np.bitwise_or(row[: part.size], shifted[: part.size], out=row[: part.size])
 
 
-def _unpack_columns(rows: Words, bits: int, words: Words, start: int) -> None:
-    """Fill the entries that stand in columns [start, start + _BLOCK), and check the padding there."""
-    width, lane_length = 8 * words.itemsize, rows.shape[1]
-    stop = min(start + _BLOCK, lane_length)
-    scratch = _scratch.lane.view(words.dtype)
-    upper, padded = scratch[: stop - start], scratch[_BLOCK : _BLOCK + stop - start]
-    mask = words.dtype.type((1 << bits) - 1)
-    for lane in range(width):
-        target = words[lane * lane_length + start : min(lane * lane_length + stop, words.size)]
-        part = target if target.size == stop - start else padded
-        index, offset = divmod(lane * bits, width)
-        np.right_shift(rows[index, start:stop], offset, out=part)
-        if offset + bits > width:
-            np.left_shift(rows[index + 1, start:stop], width - offset, out=upper)
-            np.bitwise_or(part, upper, out=part)
-        if offset + bits != width:
-            np.bitwise_and(part, mask, out=part)
-        if part is padded:
-            if padded[target.size :].any():
-                raise DecodeError("the padding of a packed vector is not zero")
-            target[:] = padded[: target.size]
+def _lane(rows: Words, bits: int, lane: int, columns: slice) -> Words:
+    """The entries of one lane in some columns, at most `_BLOCK` of them at a time, in scratch."""
+    index, offset = divmod(lane * bits, 8 * rows.itemsize)
+    row = rows[index, columns]
+    scratch = _scratch.lane.view(rows.dtype.newbyteorder("="))
+    if row.size > _BLOCK:
+        scratch = np.empty(2 * row.size, scratch.dtype)
+    part, upper = scratch[: row.size], scratch[row.size : 2 * row.size]
+    np.right_shift(row, offset, out=part)
+    if offset + bits > 8 * rows.itemsize:
+        np.left_shift(rows[index + 1, columns], 8 * rows.itemsize - offset, out=upper)
+        np.bitwise_or(part, upper, out=part)
+    if offset + bits != 8 * rows.itemsize:
+        np.bitwise_and(part, part.dtype.type((1 << bits) - 1), out=part)
+    return part
 
 
 def _check_words(words: Words, bits: int) -> None:
     if words.dtype != word_dtype(bits) or words.ndim != 1:
         raise InputError(f"{bits} bits need a vector of {word_dtype(bits)}, not {words.dtype} of shape {words.shape}")
-
-
-def _check_alike(acc: Words, words: Words) -> None:
-    if acc.shape != words.shape or acc.dtype != words.dtype:
-        raise InputError(f"cannot combine {acc.dtype} {acc.shape} with {words.dtype} {words.shape}")

@@ -3,16 +3,35 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from secagg.engines.base import Engine
-from secagg.errors import ParameterError, SecaggError
+from secagg.errors import DecodeError, DisputeError, ParameterError, PeerFault, SecaggError, UnexpectedFrameError
 from secagg.identity import Roster, ServerIdentity
 from secagg.params import PHASES, RoundParams
 from secagg.protocols.pairwise import ServerSession
+from secagg.spool import Spool
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Fault:
+    """What was found about a client, or about clients that contradict each other.
+
+    Attributes:
+        parties: One client id, or those on both sides of a dispute, the one that was dropped first.
+        message: What was wrong.
+        evidence: What shows it, by name, bytes as they were received: `secagg.protocols.pairwise.evidence` checks it anew.
+    """
+
+    parties: tuple[int, ...]
+    message: str
+    evidence: Mapping[str, bytes]
+
+    def __repr__(self) -> str:
+        return f"Fault(parties={self.parties}, message={self.message!r}, evidence={sorted(self.evidence)})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +42,10 @@ class RoundOutcome:
         sums: `{block name: int64 (length,)}`, the exact sum over `survivors`.
         survivors: Clients whose vectors are in the sum, sorted.
         dropped: `{client id: phase from which it was silent}`; one that fell silent after its vector arrived is in both.
-        rejected: `{client id: reason}` where an answer came and was not taken.
+        rejected: `{client id: reason}` where something came from a client that is missing and was not taken: a wrong frame, or
+            its own reason to decline.
+        faults: What was found about clients whose frames were wrong, with the evidence.
+        ignored: (phase, sender, reason) of frames that changed nothing: late ones, second ones, another session's.
         seconds: `{"server": {phase: s}, "client": {phase: s}}` for exactly the five phases; client: the median over the
             clients, 0 where the engine does not know.
         bytes_up: `{phase: bytes}` that clients sent, all together.
@@ -37,12 +59,39 @@ class RoundOutcome:
     survivors: tuple[int, ...]
     dropped: dict[int, str]
     rejected: dict[int, str]
+    faults: tuple[Fault, ...]
+    ignored: tuple[tuple[str, int, str], ...]
     seconds: dict[str, dict[str, float]]
     bytes_up: dict[str, int]
     bytes_down: dict[str, int]
     transcript: bytes
     sharers: tuple[int, ...]
     signatures: dict[int, bytes]
+
+
+class _Metered(Mapping[int, bytes]):
+    """Frames to deliver, with the time that making them took and the bytes that left."""
+
+    def __init__(self, frames: Mapping[int, bytes]) -> None:
+        self._frames = frames
+        self.seconds = 0.0
+        self.bytes = 0
+
+    def __getitem__(self, client: int) -> bytes:
+        start = time.perf_counter()
+        frame = self._frames[client]
+        self.seconds += time.perf_counter() - start
+        self.bytes += len(frame)
+        return frame
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._frames
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
 
 
 def run_round(
@@ -52,6 +101,7 @@ def run_round(
     roster: Roster,
     *,
     deadline_s: float | None = None,
+    spool: Spool | None = None,
 ) -> RoundOutcome:
     """One round: five exchanges, silent clients tolerated in each.
 
@@ -61,37 +111,46 @@ def run_round(
         server_identity: The server's keys.
         roster: Everybody's public keys.
         deadline_s: Seconds for each exchange.
+        spool: Where masked vectors wait until it is fixed whose are in the sum. None: a temporary file.
 
     Raises:
         RoundError: Too few clients were left.
-        PeerFault: A client is provably corrupt in a way that ends the round; nothing is published.
+        PeerFault: A client is provably corrupt in a way that ends the round; nothing is published. It has the evidence; the
+            next round should go without it.
         ParameterError: A member of the cohort cannot be reached by the engine, or is not on the roster.
     """
     unreachable = sorted(set(params.cohort) - set(engine.peers))
     if unreachable:
         raise ParameterError(f"the engine does not know clients {unreachable} of the cohort")
-    session = ServerSession(params, server_identity, roster)
-    server_seconds, bytes_up, bytes_down = {}, {}, {}
-    rejected: dict[int, str] = {}
-    frames = session.open()
+    session = ServerSession(params, server_identity, roster, spool=spool)
+    server_seconds = dict.fromkeys(PHASES, 0.0)
+    bytes_up, bytes_down = dict.fromkeys(PHASES, 0), dict.fromkeys(PHASES, 0)
+    ignored: list[tuple[str, int, str]] = []
+    frames, before = _Metered(session.open()), PHASES[0]
     for phase in PHASES:
-        bytes_down[phase] = sum(map(len, frames.values()))
-        replies = engine.exchange(phase, frames, deadline_s=deadline_s)
-        bytes_up[phase] = sum(len(frame) for frame in replies.values() if isinstance(frame, bytes))
-        start = time.perf_counter()
-        for sender, frame in replies.items():
+        for sender, frame in engine.exchange(phase, frames, deadline_s=deadline_s):
+            bytes_up[phase] += len(frame) if isinstance(frame, bytes) else 0
+            start = time.perf_counter()
             try:
                 session.receive(sender, frame)
-            except SecaggError as error:
-                rejected[sender] = str(error)
-        frames = session.close_phase()
-        server_seconds[phase] = time.perf_counter() - start
+            except (UnexpectedFrameError, DecodeError) as error:
+                ignored.append((phase, sender, str(error)))
+            except PeerFault:
+                pass  # the session keeps it, with the evidence
+            server_seconds[phase] += time.perf_counter() - start
+        bytes_down[phase] = frames.bytes
+        server_seconds[before] += frames.seconds
+        start = time.perf_counter()
+        frames, before = _Metered(session.close_phase()), phase
+        server_seconds[phase] += time.perf_counter() - start
     result = session.result
     return RoundOutcome(
         sums=result.sums,
         survivors=result.survivors,
         dropped=result.dropped,
-        rejected=rejected | {client: str(error) for client, error in result.rejected.items()},
+        rejected={client: str(error) for client, error in result.rejected.items()},
+        faults=faults(result.rejected),
+        ignored=tuple(ignored),
         seconds={"server": server_seconds, "client": _medians(engine.client_seconds)},
         bytes_up=bytes_up,
         bytes_down=bytes_down,
@@ -99,6 +158,18 @@ def run_round(
         sharers=result.sharers,
         signatures=result.signatures,
     )
+
+
+def faults(rejected: Mapping[int, SecaggError]) -> tuple[Fault, ...]:
+    """The findings among the reasons why clients are missing; silence, declining and unsigned rubbish are none."""
+    found = []
+    for error in rejected.values():
+        match error:
+            case PeerFault():
+                found.append(Fault((error.party,), str(error), error.evidence))
+            case DisputeError():
+                found.append(Fault(error.parties, str(error), error.evidence))
+    return tuple(found)
 
 
 def _medians(seconds: Mapping[str, Mapping[int, float]]) -> dict[str, float]:

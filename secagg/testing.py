@@ -16,6 +16,7 @@ from secagg.params import PHASES, RoundParams
 from secagg.protocols.pairwise import ClientSession
 from secagg.protocols.pairwise.mask import check_inputs
 from secagg.session import RoundOutcome, run_round
+from secagg.spool import MemorySpool
 
 Inputs = Mapping[str, npt.NDArray[np.integer]]
 
@@ -117,7 +118,7 @@ def simulate_round(
         session = ClientSession(params, identities[client], roster, inputs[client], entropy=entropy)
         handlers[client] = client_handler(session, drops.get(client))
     engine = InProcessEngine(handlers, tap)
-    outcome = run_round(engine, params, server, roster)
+    outcome = run_round(engine, params, server, roster, spool=MemorySpool())
     if engine.failures:
         raise next(iter(engine.failures.values()))
     return outcome

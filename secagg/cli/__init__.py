@@ -5,6 +5,8 @@ import sys
 import click
 
 from secagg.cli.bench import bench
+from secagg.cli.keygen import keygen
+from secagg.cli.roster import roster
 from secagg.errors import SecaggError
 
 
@@ -15,6 +17,8 @@ def cli() -> None:
 
 
 cli.add_command(bench)
+cli.add_command(keygen)
+cli.add_command(roster)
 
 
 def main() -> None:

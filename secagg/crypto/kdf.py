@@ -36,9 +36,13 @@ class Label(Enum):
     PAIR_STREAM = VERSION + b" pair stream"
     CHANNEL_KEY_MLKEM = VERSION + b" channel key ML-KEM-768"
     CHANNEL_KEY_X25519 = VERSION + b" channel key X25519"
+    GRAPH = VERSION + b" graph"
+    STATEMENT = VERSION + b" statement"
     SIGNATURE_FRAME = VERSION + b" frame signature"
     SIGNATURE_STATEMENT = VERSION + b" statement signature"
     ROSTER = VERSION + b" roster"
+    ROSTER_FILE = VERSION + b" roster file"
+    SIGNATURE_ROSTER = VERSION + b" roster signature"
     TEST_ENTROPY = VERSION + b" test entropy"
 
 
@@ -114,7 +118,10 @@ def _encode(label: Label, items: tuple[bytes | int, ...]) -> bytes:
     parts = [_FRAMED[label]]
     for item in items:
         if isinstance(item, int):
-            parts.append(b"\x00" + u64(item, f"an integer under {label.name}"))
+            try:
+                parts.append(b"\x00" + item.to_bytes(8, "big"))
+            except OverflowError:
+                raise InputError(f"an integer under {label.name} must be in [0, 2**64), not {item}") from None
         else:
             parts.append(b"\x01" + len(item).to_bytes(4, "big") + item)
     return b"".join(parts)

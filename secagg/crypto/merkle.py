@@ -1,70 +1,62 @@
 """Merkle tree hash, inclusion paths and their check, as in RFC 9162 section 2.1 [RFC9162] with SHA-256."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
 from secagg.errors import DecodeError
 
-
-def _leaf(data: bytes) -> bytes:
-    return hashlib.sha256(b"\x00" + data).digest()
+HASH_LENGTH = 32
 
 
-def _node(left: bytes, right: bytes) -> bytes:
-    return hashlib.sha256(b"\x01" + left + right).digest()
+class Tree:
+    """The tree over at least one leaf, hashed once.
+
+    Attributes:
+        root: 32 bytes.
+    """
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        sha256 = hashlib.sha256
+        level = [sha256(b"\x00" + leaf).digest() for leaf in leaves]
+        self._levels = [level]
+        # Level by level, a last node without a sibling carried up unhashed: the recursive split at powers of two gives the same tree.
+        while len(level) > 1:
+            odd = level[-1:] if len(level) % 2 else []
+            pairs = zip(level[0::2], level[1::2], strict=False)
+            level = [sha256(b"\x01" + left + right).digest() for left, right in pairs] + odd
+            self._levels.append(level)
+        self.root = level[0]
+
+    @functools.cached_property
+    def paths(self) -> list[bytes]:
+        """The inclusion path of every leaf: its siblings, lowest first, 32 bytes each."""
+        above = [b""]
+        for level in reversed(self._levels[:-1]):
+            siblings = [level[index ^ 1] if index ^ 1 < len(level) else b"" for index in range(len(level))]
+            above = [sibling + above[index >> 1] for index, sibling in enumerate(siblings)]
+        return above
 
 
-def _split(size: int) -> int:
-    """The largest power of two below `size` (>= 2)."""
-    return 1 << (size - 1).bit_length() - 1
-
-
-def root(leaves: Sequence[bytes]) -> bytes:
-    """The 32-byte root over at least one leaf."""
-    return _subtree([_leaf(x) for x in leaves])
-
-
-def _subtree(hashes: Sequence[bytes]) -> bytes:
-    if len(hashes) == 1:
-        return hashes[0]
-    k = _split(len(hashes))
-    return _node(_subtree(hashes[:k]), _subtree(hashes[k:]))
-
-
-def paths(leaves: Sequence[bytes]) -> list[tuple[bytes, ...]]:
-    """The inclusion path of every leaf, lowest sibling first."""
-
-    def walk(hashes: Sequence[bytes]) -> tuple[bytes, list[tuple[bytes, ...]]]:
-        if len(hashes) == 1:
-            return hashes[0], [()]
-        k = _split(len(hashes))
-        left, left_paths = walk(hashes[:k])
-        right, right_paths = walk(hashes[k:])
-        return _node(left, right), [(*p, right) for p in left_paths] + [(*p, left) for p in right_paths]
-
-    return walk([_leaf(x) for x in leaves])[1]
-
-
-def check(leaf: bytes, *, index: int, size: int, path: Sequence[bytes], expected_root: bytes) -> None:
+def check(leaf: bytes, *, index: int, size: int, path: bytes, expected_root: bytes) -> None:
     """That `leaf` stands at `index` of the `size` leaves under `expected_root`.
 
     Raises:
         DecodeError: It does not.
     """
-
-    def climb(index: int, size: int, path: Sequence[bytes]) -> bytes:
-        if size == 1:
-            if path:
-                raise DecodeError("Merkle path is too long")
-            return _leaf(leaf)
-        if not path:
-            raise DecodeError("Merkle path is too short")
-        k = _split(size)
-        if index < k:
-            return _node(climb(index, k, path[:-1]), path[-1])
-        return _node(path[-1], climb(index - k, size - k, path[:-1]))
-
     if not 0 <= index < size:
         raise DecodeError(f"Merkle leaf {index} of {size} does not exist")
-    if climb(index, size, path) != expected_root:
+    node, used = hashlib.sha256(b"\x00" + leaf).digest(), 0
+    last = size - 1
+    while last:
+        if index ^ 1 <= last:
+            sibling = path[used : used + HASH_LENGTH]
+            if len(sibling) != HASH_LENGTH:
+                raise DecodeError("Merkle path is too short")
+            used += HASH_LENGTH
+            node = hashlib.sha256(b"\x01" + (sibling + node if index & 1 else node + sibling)).digest()
+        index, last = index >> 1, last >> 1
+    if used != len(path):
+        raise DecodeError("Merkle path is too long")
+    if node != expected_root:
         raise DecodeError("Merkle path does not lead to the signed root")

@@ -6,8 +6,10 @@ different byte orders or default integers cancel.
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -29,7 +31,11 @@ TAG_LENGTH = 16
 # The keystream of a chunk and the vector's own chunk stay in the second-level cache; smaller chunks pay more calls.
 CHUNK_BYTES = 256 * 1024
 
-_ZERO_BLOCK = bytes(16)
+# Long keystreams and additions release the interpreter's lock; below this many bytes a thread costs more than it saves.
+_WORTH_A_THREAD = 4 * 2**20
+_CORES = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+_BLOCK_LENGTH = 16
 _ZERO_NONCE = bytes(12)
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
 _WORD_DTYPES = tuple(np.dtype(f"u{size}") for size in (1, 2, 4, 8))
@@ -76,7 +82,24 @@ def add_streams(acc: Words, keys: Iterable[tuple[bytes, bool]]) -> None:
         raise InputError(
             f"a stream goes into a writable vector of unsigned words, not {acc.dtype} of shape {acc.shape}"
         )
-    streams = [(_encryptor(key), np.subtract if subtract else np.add) for key, subtract in keys]
+    signed = [(_checked(key), np.subtract if subtract else np.add) for key, subtract in keys]
+    parts = _parts(acc, len(signed))
+    others = [_workers().submit(_add_part, acc[start:stop], start, signed) for start, stop in parts[1:]]
+    _add_part(acc[slice(*parts[0])], 0, signed)
+    for other in others:
+        other.result()
+
+
+def _parts(acc: Words, streams: int) -> list[tuple[int, int]]:
+    """How the vector is cut for the cores: at whole cipher blocks, and only where a thread's share is worth waking it up."""
+    count = min(_CORES, streams * acc.nbytes // _WORTH_A_THREAD) if acc.nbytes > CHUNK_BYTES else 1
+    step = -(-acc.size // max(count, 1) // _BLOCK_LENGTH) * _BLOCK_LENGTH
+    return [(start, min(start + step, acc.size)) for start in range(0, acc.size, step or 1)] or [(0, 0)]
+
+
+def _add_part(acc: Words, offset: int, signed: list[tuple[bytes, Any]]) -> None:
+    """Combine words [offset, offset + len(acc)) of every stream with `acc`; the offset is at a whole cipher block."""
+    streams = [(_encryptor(key, offset * acc.itemsize // _BLOCK_LENGTH), combine) for key, combine in signed]
     keystream = _scratch.keystream
     words = keystream.view(acc.dtype.newbyteorder("<"))
     step = words.size
@@ -86,6 +109,11 @@ def add_streams(acc: Words, keys: Iterable[tuple[bytes, bool]]) -> None:
         for encryptor, combine in streams:
             encryptor.update_into(zeros, out)
             combine(part, addend, out=part)
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(_CORES - 1, 1), thread_name_prefix="secagg-prg")
 
 
 def stream(key: bytes, length: int, dtype: npt.DTypeLike) -> Words:
@@ -168,5 +196,10 @@ def _checked(key: bytes) -> bytes:
     return key
 
 
-def _encryptor(key: bytes) -> Any:  # noqa: ANN401 - the public annotation lacks update_into's array buffers
-    return Cipher(AES(_checked(key)), CTR(_ZERO_BLOCK)).encryptor()
+def _encryptor(key: bytes, block: int) -> Any:  # noqa: ANN401 - the public annotation lacks update_into's array buffers
+    return Cipher(AES(key), CTR(block.to_bytes(_BLOCK_LENGTH, "big"))).encryptor()
+
+
+# Threads do not survive a fork; the child makes its own.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.cache_clear)

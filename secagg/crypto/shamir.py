@@ -92,8 +92,29 @@ def reconstruct(points: Sequence[int], shares: npt.NDArray[np.uint32]) -> bytes:
     outside = np.flatnonzero((shares >= PRIME).any(axis=1))
     if outside.size:
         raise ShareError(f"the share at point {points[outside[0]]} has a limb outside [0, p)")
-    products = _weights(tuple(points))[:, np.newaxis] * shares % np.uint64(PRIME)
-    return _from_limbs((products.sum(axis=0) % np.uint64(PRIME)).tolist())
+    secret = reconstruct_many([tuple(points)], shares[np.newaxis])[0]
+    if secret is None:
+        raise ShareError("these shares are of no 32-byte secret: a limb is out of range")
+    return secret
+
+
+def reconstruct_many(points: Sequence[tuple[int, ...]], shares: npt.NDArray[np.uint32]) -> list[bytes | None]:
+    """The secrets of many owners at once: `reconstruct` for each, the weights of all holder sets in one computation.
+
+    Args:
+        points: For each owner its holders' x-coordinates, t of them, distinct and in [1, p).
+        shares: uint32 `(len(points), t, 9)`, every limb in [0, p).
+
+    Returns:
+        32 bytes an owner; None where the shares are of no 32-byte secret.
+    """
+    sets: dict[tuple[int, ...], int] = {}
+    which = [sets.setdefault(holders, len(sets)) for holders in points]
+    if not which:
+        return []
+    weights = _weights(np.array(list(sets), np.uint64))[which]
+    products = weights[:, :, np.newaxis] * shares % np.uint64(PRIME)
+    return [_from_limbs(limbs) for limbs in (products.sum(axis=1) % np.uint64(PRIME)).tolist()]
 
 
 def encode_share(limbs: npt.NDArray[np.uint32]) -> bytes:
@@ -115,10 +136,15 @@ def decode_share(data: bytes) -> npt.NDArray[np.uint32]:
     """
     if len(data) != SHARE_LENGTH:
         raise DecodeError(f"a share has {SHARE_LENGTH} bytes, not {len(data)}")
-    limbs = np.frombuffer(data, "<u4").astype(np.uint32)
+    limbs = decode_shares(data)
     if (limbs >= PRIME).any():
         raise DecodeError("a share has a limb outside [0, p)")
-    return limbs
+    return limbs.reshape(LIMBS)
+
+
+def decode_shares(data: bytes) -> npt.NDArray[np.uint32]:
+    """The limbs of shares that stand side by side, uint32 `(len(data) // 36, 9)`, their range not checked."""
+    return np.frombuffer(data, "<u4").astype(np.uint32).reshape(-1, LIMBS)
 
 
 def _to_limbs(secret: bytes) -> list[int]:
@@ -126,9 +152,9 @@ def _to_limbs(secret: bytes) -> list[int]:
     return [(value >> (LIMB_BITS * place)) & (2**LIMB_BITS - 1) for place in range(LIMBS)]
 
 
-def _from_limbs(limbs: list[int]) -> bytes:
+def _from_limbs(limbs: list[int]) -> bytes | None:
     if max(limbs[:-1]) >> LIMB_BITS or limbs[-1] >> _LAST_LIMB_BITS:
-        raise ShareError("these shares are of no 32-byte secret: a limb is out of range")
+        return None
     return sum(limb << (LIMB_BITS * place) for place, limb in enumerate(limbs)).to_bytes(SECRET_LENGTH, "little")
 
 
@@ -163,27 +189,24 @@ def _vandermonde(points: tuple[int, ...], threshold: int) -> npt.NDArray[np.floa
     return matrix
 
 
-@lru_cache(maxsize=256)
-def _weights(points: tuple[int, ...]) -> npt.NDArray[np.uint64]:
-    """The Lagrange weights at 0, uint64 `(t,)`: Π x / (x_i · Π_{j ≠ i} (x_j - x_i)) modulo p."""
-    x = np.array(points, np.int64)
-    factors = (x[np.newaxis, :] - x[:, np.newaxis]) % PRIME
-    np.fill_diagonal(factors, x)
-    while (half := factors.shape[1] // 2) >= 1:
-        product = factors[:, :half] * factors[:, half : 2 * half] % PRIME
-        factors = np.concatenate((product, factors[:, 2 * half :]), axis=1)
-    denominators = factors[:, 0].tolist()
-    # One modular inverse for all: prefix[i] is the product of the denominators before i.
-    prefix = [1]
-    for denominator in denominators:
-        prefix.append(prefix[-1] * denominator % PRIME)
-    inverse = pow(prefix.pop(), -1, PRIME)
-    numerator = 1
-    for point in points:
-        numerator = numerator * point % PRIME
-    weights = np.empty(len(points), np.uint64)
-    for i in reversed(range(len(points))):
-        weights[i] = inverse * prefix[i] % PRIME * numerator % PRIME
-        inverse = inverse * denominators[i] % PRIME
-    weights.flags.writeable = False
+def _weights(points: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The Lagrange weights at 0 of each row of points, uint64 `(rows, t)`: Π_{j ≠ i} x_j / (x_j - x_i) modulo p."""
+    p, count = np.uint64(PRIME), points.shape[1]
+    numerator = np.ones(len(points), np.uint64)
+    denominators = points.copy()  # x_i · Π_{j ≠ i} (x_j - x_i), so that the numerator is the same for all i
+    for j in range(count):
+        column = points[:, j]
+        numerator = numerator * column % p
+        difference = (column[:, np.newaxis] + p - points) % p
+        difference[:, j] = 1
+        denominators = denominators * difference % p
+    # One modular inverse a row: prefix[i] is the product of the denominators before i.
+    prefix = np.ones((count + 1, len(points)), np.uint64)
+    for i in range(count):
+        prefix[i + 1] = prefix[i] * denominators[:, i] % p
+    inverse = np.array([pow(product, -1, PRIME) for product in prefix[count].tolist()], np.uint64)
+    weights = np.empty_like(points)
+    for i in reversed(range(count)):
+        weights[:, i] = inverse * prefix[i] % p * numerator % p
+        inverse = inverse * denominators[:, i] % p
     return weights

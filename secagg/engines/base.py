@@ -1,6 +1,6 @@
 """What the round needs from whatever carries its frames."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 
@@ -20,16 +20,19 @@ class Engine(Protocol):
         """`{phase: {client: seconds}}` that clients spent computing, as far as the engine knows (else empty)."""
         ...
 
-    def exchange(self, phase: str, frames: Mapping[int, bytes], *, deadline_s: float | None) -> dict[int, bytes]:
-        """Delivers a frame to each addressed peer and gives back the answers that came in time.
+    def exchange(
+        self, phase: str, frames: Mapping[int, bytes], *, deadline_s: float | None
+    ) -> Iterable[tuple[int, bytes]]:
+        """Delivers a frame to each addressed peer and gives the answers one by one, as they arrive.
 
         Args:
             phase: advertise, share, mask, confirm or unmask.
-            frames: By client id. In the phase `advertise` it is the canonical encoding of the round's parameters.
+            frames: By client id; each is made when it is looked up, so look it up once, when it is sent. In the phase
+                `advertise` it is the canonical encoding of the round's parameters.
             deadline_s: Seconds to wait for answers. None: until each peer has answered or failed.
 
         Returns:
-            The answers; silent or failed peers are absent.
+            (client id, answer) of whoever answered in time; what the server does with one is done before the next is asked for.
         """
         ...
 

@@ -1,7 +1,7 @@
 """All parties in one process: the default of simulations and tests, with the real frames."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from secagg.errors import SecaggError
 
@@ -39,7 +39,9 @@ class InProcessEngine:
         """Seconds spent in each handler, by phase and client."""
         return self._seconds
 
-    def exchange(self, phase: str, frames: Mapping[int, bytes], *, deadline_s: float | None) -> dict[int, bytes]:
+    def exchange(
+        self, phase: str, frames: Mapping[int, bytes], *, deadline_s: float | None
+    ) -> Iterator[tuple[int, bytes]]:
         """Runs the handlers of the addressed peers.
 
         Args:
@@ -47,14 +49,14 @@ class InProcessEngine:
             frames: By client id.
             deadline_s: An answer that took longer is late, and so absent. None: no deadline.
         """
-        answers = {}
         for client in sorted(frames):
             handler = self._handlers.get(client)
             if handler is None:
                 continue
+            frame = frames[client]
             start = time.perf_counter()
             try:
-                answer = handler(phase, frames[client])
+                answer = handler(phase, frame)
             except SecaggError as error:
                 self.failures[client] = error
                 answer = None
@@ -64,8 +66,7 @@ class InProcessEngine:
                 continue
             if self._tap is not None:
                 self._tap(phase, client, answer)
-            answers[client] = answer
-        return answers
+            yield client, answer
 
     def close(self) -> None:
         """Forgets the handlers."""

@@ -85,9 +85,9 @@ def test_order_of_arrival_changes_nothing(experiments):
 
     class Shuffled(InProcessEngine):
         def exchange(self, phase, frames, *, deadline_s):
-            replies = list(super().exchange(phase, frames, deadline_s=deadline_s).items())
-            np.random.default_rng(len(phase)).shuffle(replies)
-            return dict(replies)
+            replies = list(super().exchange(phase, frames, deadline_s=deadline_s))
+            order = np.random.default_rng(len(phase)).permutation(len(replies))
+            return [replies[place] for place in order]
 
     experiment = experiments["secure"]
     consortium = Consortium(experiment, {})
@@ -108,8 +108,8 @@ def test_order_of_arrival_changes_nothing(experiments):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_site_with_nan_is_a_dropout(experiments, mode, monkeypatch):
-    """S6: a site whose update is NaN refuses by itself; to the server it is a dropout and the sum is the others'."""
+def test_a_site_with_nan_is_a_dropout(experiments, mode, monkeypatch, caplog):
+    """S6: a site whose update is NaN refuses by itself; it is a dropout, by name, and the sum is the others'."""
     experiment = experiments[mode]
     honest = inputs(experiment)
     train = Site.train
@@ -119,13 +119,25 @@ def test_a_site_with_nan_is_a_dropout(experiments, mode, monkeypatch):
         return (SiteUpdate(update.delta * np.nan, update.weight, update.loss) if site.id == 2 else update), local
 
     monkeypatch.setattr(Site, "train", spoiled)
-    consortium = Consortium(experiment, {})
-    result = consortium._aggregator(consortium.sites[0].roster)(announce(experiment))
+    result = Consortium(experiment, {}).aggregate(announce(experiment))
     assert result.survivors == (0, 1, 3)
+    assert result.dropped == {2: "mask"}
     assert np.array_equal(result.sums["update"], sum(honest[client]["update"] for client in (0, 1, 3)))
-    assert "['bias']" in str(consortium._parts[2].refusal)
+    assert "round 0: site south refused: leaf \"['bias']\"" in caplog.text
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_too_many_refusals_fail_the_run_by_name(experiments, mode, monkeypatch):
+    """When the sites whose updates are NaN are too many for a sum, the run ends with a name and a leaf, not a head count."""
+    train = Site.train
+
+    def spoiled(site, announcement):
+        update, local = train(site, announcement)
+        return (SiteUpdate(update.delta * np.nan, update.weight, update.loss) if site.id > 1 else update), local
+
+    monkeypatch.setattr(Site, "train", spoiled)
     with pytest.raises(RoundFailedError, match=r"round 0: site south refused: leaf .*\['bias'\]"):
-        consortium.aggregate(announce(experiment))
+        aggregate(experiments[mode])
 
 
 def test_the_float_mean_leaves_nan_out_by_name(experiments, monkeypatch):

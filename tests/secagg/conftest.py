@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from secagg.crypto.sealing import SERVER_ID, SUITES, Purpose, box_info
 from secagg.errors import SecaggError
 from secagg.params import PHASES, Block, RoundParams
 from secagg.protocols.pairwise import ClientSession, ServerSession
-from secagg.protocols.pairwise.parties import pair_commitment, share_commitment
+from secagg.protocols.pairwise.parties import advertisement_digest, pair_commitment, share_commitment, view
 from secagg.testing import parties
 
 BLOCKS = (Block("update", 5, 20, 1000), Block("count", 1, 64, 10**15))
@@ -155,26 +156,66 @@ class Round:
         """The message inside a signed frame."""
         return messages.decode(messages.decode(frame, messages.Signed).payload, kind)
 
-    def lie_to(self, client, phase, kind, change):
-        """The server's answer to one client in a phase is signed anew with `change(message) -> fields`."""
-        self.down[phase, client] = lambda frame: self.resign(frame, kind, **change(self.payload(frame, kind)))
+    def lie_to(self, client, phase, kind, change, *, outer_change=lambda _: {}):
+        """The server's answer to one client in a phase is signed anew with `change(message) -> fields`.
+
+        `outer_change(frame) -> fields` is for what stands around a signed header.
+        """
+        outer = {messages.Advertised: messages.AdvertisedFrame, messages.Shared: messages.SharedFrame}.get(kind)
+
+        def lie(frame):
+            if outer is None:
+                return self.resign(frame, kind, **change(self.payload(frame, kind)))
+            whole = messages.decode(frame, outer)
+            whole = msgspec.structs.replace(whole, **outer_change(whole))
+            return self.head(messages.encode(whole), kind, **change(self.payload(whole.header, kind)))
+
+        self.down[phase, client] = lie
+
+    def show_u1(self, client, *, without=(), changed=None):
+        """The server shows one client another U1: members left out, or `changed[id](frame)` in place of a frame.
+
+        Digests, T1 and header are right for what is shown.
+        """
+
+        def lie(frame):
+            members = [i for i in self.members_of(frame) if i not in without]
+            frames = {i: (changed or {}).get(i, lambda f: f)(self.sent["advertise"][i]) for i in members}
+            party = self.clients[client]._me
+            digests = b"".join(i.to_bytes(8, "big") + advertisement_digest(frames[i]) for i in members)
+            seen = view(party, digests, tuple(members), {})
+            header = messages.Advertised(binding=party.context, sender=SERVER_ID, transcript=seen.transcript)
+            near = tuple(frames[i] for i in seen.graph.neighbours(client))
+            return messages.encode(messages.AdvertisedFrame(messages.seal(header, self.server.sign), digests, near))
+
+        self.down["advertise", client] = lie
+
+    @staticmethod
+    def members_of(frame):
+        """U1 in the server's answer of exchange 1."""
+        digests = messages.decode(frame, messages.AdvertisedFrame).digests
+        return [int.from_bytes(digests[at : at + 8], "big") for at in range(0, len(digests), 40)]
 
     def redeal(self, dealer, holder, change):
         """Makes a dealer put `change(part) -> part` in place of one holder's part, under its own signed root."""
 
         def altered(frame):
             leaves = list(messages.decode(frame, messages.ShareFrame).leaves)
-            index = self.view.advertisers.index(holder)
-            kind = messages.OwnPart if holder == dealer else messages.Part
-            leaves[index] = messages.encode(change(messages.decode(leaves[index], kind)))
+            index = self.view.graph.holders(dealer).index(holder)
+            leaves[index] = change(self.part(dealer, holder, leaves[index])).encode()
             return self.share_frame(dealer, leaves)
 
         earlier = self.up.get(("share", dealer), lambda frame: frame)
         self.up["share", dealer] = lambda frame: altered(earlier(frame))
 
+    def part(self, dealer, holder, leaf):
+        """The part in a leaf."""
+        overhead = SUITES[self.params.suite].box_overhead
+        return messages.Part.decode(leaf, overhead, pair=self.view.graph.is_chooser(dealer, holder))
+
     def share_frame(self, dealer, leaves):
         """A dealer's frame of exchange 2 over some leaves."""
-        header = messages.ShareHeader(binding=self.view.transcript, sender=dealer, root=merkle.root(leaves))
+        header = messages.ShareHeader(binding=self.view.transcript, sender=dealer, root=merkle.Tree(leaves).root)
         return messages.encode(messages.ShareFrame(messages.seal(header, self.identities[dealer].sign), tuple(leaves)))
 
     def reseal(self, dealer, holder, *, root=None, self_seed=None):
@@ -188,15 +229,15 @@ class Round:
                 f"{kind}_commitment": share_commitment(self.view.transcript, dealer, holder, kind.encode(), share)
                 for kind, share in (("root", plain[:36]), ("self", plain[36:]))
             }
-            return msgspec.structs.replace(part, share_box=box, **commitments)
+            return dataclasses.replace(part, share_box=box, **commitments)
 
         return change
 
     def false_seed(self, dealer, holder, seed=b"\x07" * 32):
         """A change of a part: a pair seed that does not come from the dealer's root, properly sealed and committed to."""
         commitment = lambda: pair_commitment(self.view.transcript, dealer, holder, seed)  # noqa: E731 - T1 exists later
-        return lambda part: msgspec.structs.replace(
-            part, pair=messages.PairBox(self.seal(Purpose.PAIR_SEED, dealer, holder, seed), commitment())
+        return lambda part: dataclasses.replace(
+            part, pair_box=self.seal(Purpose.PAIR_SEED, dealer, holder, seed), pair_commitment=commitment()
         )
 
     def seal(self, purpose, dealer, holder, plain):
@@ -206,13 +247,18 @@ class Round:
         info = box_info(purpose, self.view.transcript, dealer, holder)
         return SUITES[self.params.suite].seal(key, plain, info=info)
 
+    def head(self, frame, kind, by=SERVER_ID, **changes):
+        """A two-layer server frame (`AdvertisedFrame`, `SharedFrame`) whose signed header of `kind` is signed anew with changes."""
+        outer = messages.decode(
+            frame, messages.AdvertisedFrame if kind is messages.Advertised else messages.SharedFrame
+        )
+        return messages.encode(msgspec.structs.replace(outer, header=self.resign(outer.header, kind, by, **changes)))
+
     @property
     def view(self):
         """The server's view of exchange 1."""
         state = self.session._state
-        for name in ("masked", "sharers"):
-            state = getattr(state, name, state)
-        return state.view
+        return getattr(state, "_masked", getattr(state, "_state", None)).view
 
 
 def phase_before(phase):
@@ -267,12 +313,13 @@ def lie(rd, frame, signer, rnd):
 
     if len(frame) > 4 and len(frame) > (end := 4 + int.from_bytes(frame[:4], "big")):
         head = header(frame[4:end])
-        return len(head).to_bytes(4, "big") + head + frame[end:]
+        front = len(head).to_bytes(4, "big") + head
+        return front + bytes(-len(front) % 16) + frame[end + -end % 16 :]
     items = msgspec.msgpack.decode(frame)
     if items[0] == "shares" and rnd.randrange(4):
         leaves = list(items[2])
         place = rnd.randrange(len(leaves))
-        leaves[place] = msgspec.msgpack.encode(distort(msgspec.msgpack.decode(leaves[place]), rnd))
+        leaves[place] = flip(leaves[place], rnd)
         return rd.share_frame(signer.id, leaves)
     if isinstance(items[0], str):
         return msgspec.msgpack.encode(distort(items, rnd))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg import Block, RoundParams
+from secagg import Block, RoundParams, graph
 from secagg.crypto.kdf import Label, framed
 from secagg.errors import DecodeError, ParameterError, SecaggError
 from secagg.params import SlackWarning
@@ -100,8 +100,22 @@ def test_every_accepted_combination_is_sound():
         ({"colluders": -1}, "colluders = -1"),
         ({"min_survivors": 2}, r"min_survivors = 2 must be in 3\.\.4"),
         ({"min_survivors": 5}, r"min_survivors = 5 must be in 3\.\.4"),
-        ({"degree": 2}, "degree = 2: only the complete graph"),
-        ({"n": 201}, "n = 201"),
+        ({"degree": 2}, "degree and threshold together, or neither: got degree 2 and threshold None"),
+        ({"n": 201, "threshold": 150}, "degree and threshold together, or neither: got degree None and threshold 150"),
+        ({"n": 201, "degree": 200}, "n = 201: the complete graph is for up to 200 clients"),
+        ({"n": 20_001}, "a cohort of 20001 is more than the 20000"),
+        ({"n": 300, "degree": 81, "threshold": 70}, r"degree k = 81 must be even and in 2\.\.298"),
+        ({"n": 300, "degree": 0, "threshold": 70}, r"degree k = 0 must be even and in 2\.\.298"),
+        ({"n": 300, "degree": 80, "threshold": 81}, r"threshold t = 81 must be in 2\.\.80"),
+        (
+            {"n": 300, "degree": 80, "threshold": 41, "colluders": 15},
+            r"too small for n = 300, c = 15, r = 15 against a lying",
+        ),
+        (
+            {"n": 300, "degree": 10, "threshold": 6, "colluders": 15, "adversary": "curious"},
+            r"bad with probability up to 2\^-[\d.]+, at most 2\^-40 is needed",
+        ),
+        ({"n": 201, "colluders": 190, "dropouts": 5}, "no sparse graph withstands c = 190 colluders and r = 5"),
         ({"round": 2**64}, "round = 18446744073709551616"),
         ({"round": -1}, "round = -1"),
         ({"round": True}, "round must be an integer, got True"),
@@ -126,22 +140,46 @@ def test_an_unsound_parameter_is_refused_with_its_numbers(fields, message):
         params(fields.pop("n", 4), **fields)
 
 
-def test_s3_an_even_number_of_shares_smaller_than_the_cohort_is_refused():
-    """There are always n holders: a degree below n - 1 is refused on construction, and t even works."""
-    with pytest.raises(ParameterError, match="degree = 4"):
-        params(6, degree=4)
+def test_s3_an_even_number_of_shares_smaller_than_the_cohort():
+    """A threshold that is even works; a sparse graph has k + 1 holders, an odd number, and works or is refused here."""
     assert params(6, threshold=4, dropouts=2).threshold == 4
+    with pytest.raises(ParameterError, match="degree k = 4 and threshold t = 3 are too small for n = 6"):
+        params(6, degree=4, threshold=3)
 
 
-def test_s4_1100_clients_at_the_bound_are_refused():
-    """1 100 clients are more than the complete graph takes; 200 at a bound that wraps are refused naming n, bound, bits."""
-    with pytest.raises(ParameterError, match="n = 1100"):
-        params(1100)
-    with pytest.raises(
-        ParameterError, match=r"block 'u'.*n = 200 clients x bound 30000 >= 2\^21 with bits = 22; bits = 24 would do"
-    ):
-        params(200, blocks=(Block("u", 1, 22, 30000),))
-    assert params(200, blocks=(Block("u", 1, 24, 30000),)).blocks[0].bits == 24
+def test_s4_clients_at_a_bound_that_wraps_are_refused():
+    """1 100 clients at the bound of their block are refused naming n, bound and bits; with the bits named, accepted."""
+    for n, needed in ((200, 24), (1100, 26)):
+        with pytest.raises(
+            ParameterError,
+            match=rf"block 'u'.*n = {n} clients x bound 30000 >= 2\^21 with bits = 22; bits = {needed} would do",
+        ):
+            params(n, blocks=(Block("u", 1, 22, 30000),))
+        assert params(n, blocks=(Block("u", 1, needed, 30000),)).blocks[0].bits == needed
+
+
+def test_more_than_200_clients_get_a_sparse_graph():
+    """Degree and threshold are those of `graph.choose`, one in twenty may go silent, and the round is not complete."""
+    found = params(1000, colluders=50)
+    assert (found.degree, found.threshold) == graph.choose(1000, 50, 50, "lying")
+    assert (found.dropouts, found.complete) == (50, False)
+    assert params(200).complete
+    assert RoundParams.decode(found.encode()) == found
+
+
+def test_fewer_survivors_than_planned_must_be_safe_too():
+    """The bounds hold for the fewest survivors that a client accepts, not only for the planned dropouts."""
+    k, t = graph.choose(1000, 50, 50, "lying")
+    fine = {"colluders": 50, "dropouts": 50, "degree": k, "threshold": t}
+    assert params(1000, **fine).min_survivors == 950
+    with pytest.raises(ParameterError, match="r = 450 against a lying server"):
+        params(1000, **fine, min_survivors=550)
+
+
+def test_a_sparse_graph_that_dropouts_can_break_is_warned_about():
+    """Security is refused, correctness is warned about."""
+    with pytest.warns(SlackWarning, match="60 silent clients end the round with probability up to"):
+        params(300, colluders=3, dropouts=60, degree=120, threshold=96)
 
 
 def test_s5_a_weight_above_its_maximum_is_refused():

@@ -135,25 +135,51 @@ def test_decode_ignores_what_is_above_b(bits):
 @pytest.mark.parametrize("bits", ALL_BITS)
 def test_sums_are_exact_modulo_2_to_the_b(bits):
     """Adding and taking away in place is arithmetic of Python integers modulo 2**b."""
-    one, two = random_words(50, bits, 1), random_words(50, bits, 2)
-    acc = one.copy()
-    ring.add_into(acc, two)
-    ring.reduce_in_place(acc, bits)
-    assert acc.tolist() == [(a + b) % 2**bits for a, b in zip(one.tolist(), two.tolist(), strict=True)]
-    ring.sub_into(acc, two)
-    ring.sub_into(acc, two)
-    ring.reduce_in_place(acc, bits)
-    assert acc.tolist() == [(a - b) % 2**bits for a, b in zip(one.tolist(), two.tolist(), strict=True)]
+    for length in (1, 50, 63, 64, 65, 300):
+        one, two = random_words(length, bits, 1), random_words(length, bits, 2)
+        acc, packed = one.copy(), ring.pack(two, bits)
+        ring.check_packed(packed, length, bits)
+        ring.combine_packed(acc, packed, bits)
+        ring.reduce_in_place(acc, bits)
+        assert acc.tolist() == [(a + b) % 2**bits for a, b in zip(one.tolist(), two.tolist(), strict=True)]
+        for _ in range(2):
+            ring.combine_packed(acc, packed, bits, subtract=True)
+        ring.reduce_in_place(acc, bits)
+        assert acc.tolist() == [(a - b) % 2**bits for a, b in zip(one.tolist(), two.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("combine", [ring.add_into, ring.sub_into])
-def test_s8_nothing_is_broadcast(combine):
-    """Vectors of another length, shape or word are refused and the sum stays as it was."""
-    acc = np.ones(50, np.uint32)
-    for other in (np.ones(1, np.uint32), np.ones((1, 50), np.uint32), np.ones(50, np.uint16), np.uint32(1)):
-        with pytest.raises(InputError, match="cannot combine"):
-            combine(acc, other)
-    assert acc.tolist() == [1] * 50
+@pytest.mark.parametrize("bits", [20, 31, 32])
+def test_long_vectors_are_combined_piece_by_piece(bits):
+    """More columns than one piece holds, and a last piece that is short."""
+    length = 32 * ring._BLOCK + 12_345
+    two = random_words(length, bits, 2)
+    acc = np.zeros(length, np.uint32)
+    ring.combine_packed(acc, ring.pack(two, bits), bits)
+    assert np.array_equal(acc, two)
+
+
+def test_s8_nothing_is_broadcast():
+    """Vectors of another length, shape or kind are refused, and so are packed forms of another length."""
+    words = np.ones(50, np.uint32)
+    for other in (np.ones(1, int), np.ones((1, 50), int), np.ones(50, float), np.int64(1)):
+        with pytest.raises(InputError, match="integers of shape"):
+            ring.encode_into(other, -1, 1, words)
+    with pytest.raises(DecodeError, match="take 200 bytes, not 4"):
+        ring.check_packed(bytes(4), 50, 32)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
+def test_encoding_in_place_checks_every_piece(dtype):
+    """The bounds hold on the original values, wherever in a long vector one leaves them; within, it is `encode`."""
+    x = np.random.default_rng(3).integers(0, 100, ring._BLOCK + 7).astype(dtype)
+    words = np.empty(x.size, np.uint32)
+    ring.encode_into(x, 0, 100, words)
+    assert np.array_equal(words, ring.encode(x, 32))
+    for place in (0, ring._BLOCK, x.size - 1):
+        bad = x.copy()
+        bad[place] = 101
+        with pytest.raises(InputError, match=r"101 are outside 0\.\.100"):
+            ring.encode_into(bad, 0, 100, words)
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)

@@ -1,16 +1,18 @@
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 
 from secagg import messages
 from secagg.crypto.kdf import Label
 from secagg.engines.inprocess import InProcessEngine
-from secagg.errors import BelowThresholdError, ParameterError
+from secagg.errors import BelowThresholdError, DeclinedError, DecodeError, DisputeError, ParameterError
 from secagg.params import PHASES, Block, RoundParams
 from secagg.protocols.pairwise import ClientSession
+from secagg.protocols.pairwise.evidence import check
 from secagg.protocols.pairwise.parties import statement
-from secagg.session import RoundOutcome, run_round
+from secagg.session import RoundOutcome, faults, run_round
 from secagg.testing import client_handler, parties
 
 
@@ -27,7 +29,7 @@ class Wrapped:
 
     def exchange(self, phase, frames, *, deadline_s):
         """The changed replies."""
-        return self.change(phase, self.engine.exchange(phase, frames, deadline_s=deadline_s))
+        return self.change(phase, dict(self.engine.exchange(phase, frames, deadline_s=deadline_s))).items()
 
     def close(self):
         """Nothing to close."""
@@ -81,6 +83,8 @@ def test_the_outcome_accounts_for_exactly_the_five_phases(start):
         "survivors",
         "dropped",
         "rejected",
+        "faults",
+        "ignored",
         "seconds",
         "bytes_up",
         "bytes_down",
@@ -100,9 +104,9 @@ def test_an_engine_that_knows_no_times_gives_zeros(start):
     """The client's seconds are 0 where the engine does not measure them, and a silent phase has no median."""
     engine, p, server, roster, _ = start()
     engine._seconds = {"mask": {1: 3.0, 2: 1.0, 3: 2.0}}
-    engine.exchange = lambda phase, frames, *, deadline_s: {  # noqa: ARG005 - the signature of an engine
-        i: x for i in frames if (x := engine._handlers[i](phase, frames[i])) is not None
-    }
+    engine.exchange = lambda phase, frames, *, deadline_s: [  # noqa: ARG005 - the signature of an engine
+        (i, x) for i in frames if (x := engine._handlers[i](phase, frames[i])) is not None
+    ]
     assert run_round(engine, p, server, roster).seconds["client"] == dict.fromkeys(PHASES, 0.0) | {"mask": 2.0}
 
 
@@ -169,7 +173,8 @@ def test_s27_a_reply_of_one_who_was_not_asked_is_rejected(start, stranger):
     noisy = Wrapped(engine, lambda at, replies: replies | {stranger: b"frame"} | ({1: b"late"} if at == "mask" else {}))
     out = run_round(noisy, p, server, roster)
     assert out.survivors == (0, 2, 3)
-    assert set(out.rejected) == {1, stranger}
+    assert {(phase, sender) for phase, sender, _ in out.ignored} == {(p, stranger) for p in PHASES} | {("mask", 1)}
+    assert (out.rejected, out.faults) == ({}, ())
     assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
 
 
@@ -254,6 +259,41 @@ def test_a_rejected_answer_says_why(start):
     assert "client 1 sent a mask frame of" in out.rejected[1]
 
 
+def test_a_duplicate_changes_nothing(start):
+    """Every frame comes twice: the second ones are listed, the sum is exact, and nobody is blamed."""
+    engine, p, server, roster, inputs = start()
+    exchange = engine.exchange
+    engine.exchange = lambda phase, frames, *, deadline_s: [
+        reply for reply in exchange(phase, frames, deadline_s=deadline_s) for _ in range(2)
+    ]
+    out = run_round(engine, p, server, roster)
+    assert (out.survivors, out.dropped, out.rejected, out.faults) == (p.cohort, {}, {}, ())
+    assert [(phase, sender) for phase, sender, _ in out.ignored] == [(phase, i) for phase in PHASES for i in p.cohort]
+    assert np.array_equal(out.sums["update"], total(inputs, p.cohort))
+
+
+def test_a_wrong_frame_is_a_fault_with_its_evidence(start):
+    """A client that signs a wrong share is named in `faults`; the evidence is there and does not print."""
+    engine, p, server, roster, inputs = start()
+    identities, _, _ = parties(p.cohort, p.suite)
+
+    def lie(at, replies):
+        if at != "unmask":
+            return replies
+        message = messages.decode(messages.decode(replies[1], messages.Signed).payload, messages.Unmask)
+        wrong = msgspec.structs.replace(message.answers[0], share=bytes(36))
+        message = msgspec.structs.replace(message, answers=(wrong, *message.answers[1:]))
+        return replies | {1: messages.seal(message, identities[1].sign)}
+
+    out = run_round(Wrapped(engine, lie), p, server, roster)
+    assert np.array_equal(out.sums["update"], total(inputs, p.cohort))
+    (fault,) = out.faults
+    assert fault.parties == (1,)
+    assert "wrong share of the self secret of client 0" in fault.message
+    assert "proves" in check(fault.evidence, 1, p, roster)
+    assert not [value for value in fault.evidence.values() if repr(value)[2:20] in repr(out)]
+
+
 def test_the_rounds_opening_is_the_encoded_parameters(start):
     """What each client is told first decodes to the parameters."""
     first = {}
@@ -267,4 +307,32 @@ def test_the_rounds_opening_is_the_encoded_parameters(start):
     engine.exchange = recording
     run_round(engine, p, server, roster)
     assert {RoundParams.decode(x) for x in first["advertise"].values()} == {p}
-    assert all(messages.decode(x, messages.Signed) for phase in PHASES[1:] for x in first[phase].values())
+    kinds = (messages.AdvertisedFrame, messages.SharedFrame, messages.Signed, messages.Signed)
+    for phase, kind in zip(PHASES[1:], kinds, strict=True):
+        assert all(messages.decode(x, kind) for x in first[phase].values())
+
+
+def test_a_dispute_is_a_fault_of_both_sides():
+    """Of the reasons why clients are missing, a dispute names both parties, the dropped one first; declining and rubbish are no faults."""
+    error = DisputeError((1, 3), "dropped the first to end the dispute", {"mask header 3": b"\x5e" * 99})
+    (fault,) = faults({1: error, 2: DeclinedError(2, "mask", "min_cohort", "no"), 4: DecodeError("rubbish")})
+    assert (fault.parties, fault.message, fault.evidence) == ((1, 3), str(error), error.evidence)
+    assert repr(fault) == f"Fault(parties=(1, 3), message={str(error)!r}, evidence=['mask header 3'])"
+
+
+def test_bytes_down_are_those_of_answers_that_were_looked_up(start):
+    """An engine that never sends one client its answer has not sent it: exactly that frame is missing in the account."""
+    engine, p, server, roster, _ = start()
+    seen = dict.fromkeys(PHASES, 0)
+    exchange = engine.exchange
+
+    def recording(phase, frames, *, deadline_s):
+        sent = {i: frames[i] for i in frames if (phase, i) != ("confirm", 2)}
+        seen[phase] = sum(map(len, sent.values()))
+        assert len(sent) == (3 if phase in ("confirm", "unmask") else 4)
+        return exchange(phase, sent, deadline_s=deadline_s)
+
+    engine.exchange = recording
+    out = run_round(engine, p, server, roster)
+    assert out.dropped == {2: "confirm"}
+    assert out.bytes_down == seen

@@ -322,7 +322,7 @@ def signature_section():
             }
         )
     bad = []
-    for entry, fault in zip(good, ("PeerFault", "ServerFault"), strict=True):
+    for entry, fault in zip(good, ("SignatureError", "ServerFault"), strict=True):
         signature = bytes.fromhex(entry["signature"])
         changes = {
             "another label": {"label": "SIGNATURE_STATEMENT"},

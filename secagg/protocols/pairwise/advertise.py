@@ -5,24 +5,29 @@
 
 import dataclasses
 
-from secagg import graph, messages
-from secagg.crypto.kdf import Label, draw
+import numpy as np
+
+from secagg import messages
+from secagg.crypto.kdf import Label, draw, u64
 from secagg.crypto.sealing import SERVER_ID, Purpose, SecretKey, box_info
-from secagg.errors import BelowThresholdError, DecodeError, PeerFault, SealError, SecaggError, ServerFault
+from secagg.errors import BelowThresholdError, PeerFault, SealError, SecaggError, ServerFault
 from secagg.protocols.pairwise.parties import (
     Answers,
     Host,
     Member,
+    Outbox,
+    Party,
     Redacted,
     Rejected,
-    Replies,
     View,
     advertisement_digest,
     key_pair,
     mask_key_pair,
     seed_commitment,
-    transcript_hash,
+    view,
 )
+
+_ENTRY_LENGTH = 40
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -88,107 +93,129 @@ def accept(state: AwaitingAdvertised, frame: bytes) -> View:
             round, or this client's own missing or changed.
     """
     me = state.me
-    answer = messages.unseal_server(frame, messages.Advertised, binding=me.context, roster=me.roster)
-    digests = dict(answer.digests) | {client: advertisement_digest(x) for client, x in answer.frames}
-    members = tuple(sorted(digests))
-    if len(digests) != len(answer.digests) + len(answer.frames):
-        raise ServerFault("U1 names a client twice")
-    messages.check_members(members, within=me.params.cohort, at_least=me.params.min_survivors, name="U1", client=me.id)
-    if digests[me.id] != advertisement_digest(state.frame):
-        raise ServerFault(f"U1 has an advertisement of client {me.id} that this client did not send")
-    if tuple(client for client, _ in answer.frames) != graph.neighbours(me.params, members, me.id):
+    answer = messages.decode_server(frame, messages.AdvertisedFrame)
+    places = _places(answer.digests, me)
+    mine, peers = view(me, answer.digests, tuple(places), {}), {}
+    header = messages.unseal_server(answer.header, messages.Advertised, binding=me.context, roster=me.roster)
+    if header.transcript != mine.transcript:
+        raise ServerFault("the digests of U1 do not give the transcript that the server signed")
+    near = mine.graph.neighbours(me.id)
+    if len(answer.frames) != len(near):
         raise ServerFault(f"U1 does not carry exactly the advertisements of the neighbours of client {me.id}")
-    peers = {}
-    for client, peer_frame in answer.frames:
+    if len(near) + 1 < me.params.threshold:
+        raise ServerFault(
+            f"U1 leaves client {me.id} with {len(near)} neighbours, t = {me.params.threshold} shares are needed"
+        )
+    for client, peer_frame in ((me.id, state.frame), *zip(near, answer.frames, strict=True)):
+        start = places[client] * _ENTRY_LENGTH + 8
+        if advertisement_digest(peer_frame) != answer.digests[start : start + 32]:
+            raise ServerFault(f"U1 has another advertisement of client {client} than its digest says")
+        if client == me.id:
+            continue
         try:
-            peers[client] = _read(peer_frame, client, me)
+            peers[client] = read(peer_frame, client, me)
         except SecaggError as error:
             raise ServerFault(
                 f"U1 has an advertisement that client {client} did not make for this round: {error}"
             ) from None
-    return View(transcript_hash(me.context, digests), members, peers)
+    return dataclasses.replace(mine, peers=peers)
 
 
-def _read(frame: bytes, client: int, party: Member | Host) -> messages.Advertise:
+def _places(digests: bytes, me: Member) -> dict[int, int]:
+    """The place of each member of U1 among the digests."""
+    if len(digests) % _ENTRY_LENGTH or len(digests) > _ENTRY_LENGTH * len(me.params.cohort):
+        raise ServerFault(f"U1 has {len(digests)} bytes of digests, {_ENTRY_LENGTH} a member are needed")
+    members = tuple(np.frombuffer(digests, ">u8").reshape(-1, 5)[:, 0].tolist())
+    messages.check_members(members, within=me.params.cohort, at_least=me.params.min_survivors, name="U1", client=me.id)
+    return {client: place for place, client in enumerate(members)}
+
+
+def read(frame: bytes, client: int, party: Party) -> messages.Advertise:
+    """An advertisement, checked as far as anybody can.
+
+    Raises:
+        DecodeError: It is not that client's for this round.
+        PeerFault: It is, and its content is not what it must be.
+    """
     advert = messages.unseal(frame, messages.Advertise, binding=party.context, sender=client, roster=party.roster)
     length = party.suite.public_key_length
     for name, key in (("channel", advert.channel_key), ("mask", advert.mask_key)):
         if len(key) != length:
-            raise DecodeError(
-                f"the {name} key of client {client} has {len(key)} bytes, suite {party.suite.name} has {length}"
-            )
+            message = f"advertised a {name} key of {len(key)} bytes, suite {party.suite.name} has {length}"
+            raise PeerFault(client, message, {"advertisement": frame})
     if advert.channel_key == advert.mask_key:
-        raise DecodeError(f"client {client} uses one key for two purposes")
+        raise PeerFault(client, "uses one key for two purposes", {"advertisement": frame})
     return advert
-
-
-def glance(host: Host, client: int, frame: bytes) -> None:
-    """Whether a frame is the one that is waited for, its signature apart.
-
-    Raises:
-        DecodeError: Another exchange's, round's or sender's.
-    """
-    messages.glance(frame, messages.Advertise, binding=host.context, sender=client)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Advertisers(Redacted):
-    """The server after exchange 1: U1 and its transcript hash, and the MAC keys that clients sealed to it."""
+    """The server after exchange 1: U1 and its transcript hash, the frames, and the MAC keys that clients sealed to it."""
 
     host: Host
     view: View
+    frames: dict[int, bytes]
     mac_keys: dict[int, bytes]
 
 
-def collect(host: Host, replies: Replies) -> tuple[Advertisers, Answers, Rejected]:
-    """Forms U1 of the valid advertisements whose keys others can seal to.
+class CollectingAdvertisements(Redacted):
+    """The server during exchange 1."""
 
-    Raises:
-        BelowThresholdError: U1 is smaller than the agreed minimum.
-    """
-    adverts, mac_keys, frames, rejected = {}, {}, {}, Rejected()
-    for client in sorted(replies):
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._adverts: dict[int, messages.Advertise] = {}
+        self._frames: dict[int, bytes] = {}
+        self._mac_keys: dict[int, bytes] = {}
+
+    def take(self, client: int, frame: bytes) -> None:
+        """Keeps an advertisement whose keys others can seal to.
+
+        Raises:
+            DecodeError: It is not that client's for this round.
+            PeerFault: It is, and something in it is wrong.
+        """
+        advert = read(frame, client, self._host)
+        for name, key in (("channel", advert.channel_key), ("mask", advert.mask_key)):
+            try:
+                self._host.suite.check_public_key(key)
+            except SealError as error:
+                message = f"advertised a {name} key that nobody can seal to: {error}"
+                raise PeerFault(client, message, {"advertisement": frame}) from None
+        self._mac_keys[client] = self._open_mac_key(advert, client, frame)
+        self._adverts[client], self._frames[client] = advert, frame
+
+    def _open_mac_key(self, advert: messages.Advertise, client: int, frame: bytes) -> bytes:
+        host = self._host
         try:
-            advert = _read(replies[client], client, host)
-            mac_keys[client] = _try_keys(advert, client, host)
-        except SecaggError as error:
-            rejected[client] = error
-            continue
-        adverts[client], frames[client] = advert, replies[client]
-    members, params = tuple(adverts), host.params
-    if len(members) < params.min_survivors:
-        raise BelowThresholdError("advertise", params.min_survivors, members, "min_survivors", rejected)
-    digests = {client: advertisement_digest(frame) for client, frame in frames.items()}
-    answers = {}
-    for client in members:
-        near = graph.neighbours(params, members, client)
-        answers[client] = messages.seal(
-            messages.Advertised(
-                binding=host.context,
-                sender=SERVER_ID,
-                frames=tuple((peer, frames[peer]) for peer in near),
-                digests=tuple((peer, digests[peer]) for peer in members if peer not in set(near)),
-            ),
-            host.identity.sign,
+            key = host.identity.open(advert.mac_box, info=box_info(Purpose.MAC_KEY, host.context, client, SERVER_ID))
+        except SealError as error:
+            raise PeerFault(client, f"sealed its MAC key wrongly: {error}", {"advertisement": frame}) from None
+        if len(key) != 32:
+            message = f"sealed a MAC key of {len(key)} bytes instead of 32"
+            raise PeerFault(client, message, {"advertisement": frame})
+        return key
+
+    def close(self, rejected: Rejected) -> tuple[Advertisers, Answers]:
+        """Forms U1 of the advertisements that were taken.
+
+        Args:
+            rejected: Why others were not, for the message of an error.
+
+        Raises:
+            BelowThresholdError: U1 is smaller than the agreed minimum.
+        """
+        host, frames = self._host, dict(sorted(self._frames.items()))
+        members, params = tuple(frames), host.params
+        if len(members) < params.min_survivors:
+            raise BelowThresholdError("advertise", params.min_survivors, members, "min_survivors", rejected)
+        digests = b"".join(u64(client, "client") + advertisement_digest(frame) for client, frame in frames.items())
+        seen = view(host, digests, members, self._adverts)
+        header = messages.seal(
+            messages.Advertised(binding=host.context, sender=SERVER_ID, transcript=seen.transcript), host.identity.sign
         )
-    return (
-        Advertisers(host, View(transcript_hash(host.context, digests), members, adverts), mac_keys),
-        answers,
-        rejected,
-    )
 
+        def answer(client: int) -> bytes:
+            near = tuple(frames[peer] for peer in seen.graph.neighbours(client))
+            return messages.encode(messages.AdvertisedFrame(header, digests, near))
 
-def _try_keys(advert: messages.Advertise, client: int, host: Host) -> bytes:
-    """Opens the MAC key, and seals to both public keys, since a key can be well-formed and still fail at others."""
-    try:
-        for key in (advert.channel_key, advert.mask_key):
-            host.suite.seal(key, bytes(32), info=b"trial")
-    except SealError as error:
-        raise PeerFault(client, f"advertised a key that nobody can seal to: {error}") from None
-    try:
-        mac_key = host.identity.open(advert.mac_box, info=box_info(Purpose.MAC_KEY, host.context, client, SERVER_ID))
-    except SealError as error:
-        raise PeerFault(client, f"sealed its MAC key wrongly: {error}") from None
-    if len(mac_key) != 32:
-        raise PeerFault(client, f"sealed a MAC key of {len(mac_key)} bytes instead of 32")
-    return mac_key
+        return Advertisers(host, seen, frames, self._mac_keys), Outbox(members, answer)

@@ -10,7 +10,7 @@ from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
 from secagg.errors import BelowThresholdError, SecaggError, ServerFault
 from secagg.protocols.pairwise.mask import AgreedSurvivors, MaskedSum
-from secagg.protocols.pairwise.parties import Answers, Redacted, Rejected, Replies
+from secagg.protocols.pairwise.parties import Answers, Redacted, Rejected
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -63,40 +63,40 @@ class Confirmed(Redacted):
     signatures: dict[int, bytes]
 
 
-def glance(masked: MaskedSum, client: int, frame: bytes) -> messages.Confirm:
-    """The message of a frame if it is the one that is waited for, its signature apart.
+class CollectingSignatures(Redacted):
+    """The server during exchange 4."""
 
-    Raises:
-        DecodeError: Another exchange's, round's or sender's.
-    """
-    confirm = messages.decode(frame, messages.Confirm)
-    messages.check_bound(confirm, binding=masked.view.transcript, sender=client)
-    return confirm
+    def __init__(self, masked: MaskedSum) -> None:
+        self._masked = masked
+        self._statement = masked.statement
+        self._signatures: dict[int, bytes] = {}
 
+    def take(self, client: int, frame: bytes) -> None:
+        """Keeps a survivor's signature over S.
 
-def collect(masked: MaskedSum, replies: Replies) -> tuple[Confirmed, Answers, Rejected]:
-    """Gathers the signatures over S and hands a quorum of them to everybody who signed.
+        Raises:
+            DecodeError: It is not that client's for this round, or signs another statement.
+        """
+        confirm = messages.decode(frame, messages.Confirm)
+        messages.check_bound(confirm, binding=self._masked.view.transcript, sender=client)
+        self._masked.host.roster.verify(client, Label.SIGNATURE_STATEMENT, self._statement, confirm.signature)
+        self._signatures[client] = confirm.signature
 
-    Raises:
-        BelowThresholdError: Fewer than q survivors signed.
-    """
-    host, view = masked.host, masked.view
-    signatures, rejected = dict[int, bytes](), Rejected()
-    for client in sorted(replies):
-        try:
-            confirm = glance(masked, client, replies[client])
-            host.roster.verify(client, Label.SIGNATURE_STATEMENT, masked.statement, confirm.signature)
-        except SecaggError as error:
-            rejected[client] = error
-            continue
-        signatures[client] = confirm.signature
-    needed = host.params.quorum(len(view.advertisers))
-    if len(signatures) < needed:
-        raise BelowThresholdError("confirm", needed, tuple(signatures), "quorum", rejected)
-    answer = messages.seal(
-        messages.Quorum(
-            binding=view.transcript, sender=SERVER_ID, signatures=tuple(sorted(signatures.items())[:needed])
-        ),
-        host.identity.sign,
-    )
-    return Confirmed(masked, signatures), dict.fromkeys(signatures, answer), rejected
+    def close(self, rejected: Rejected) -> tuple[Confirmed, Answers]:
+        """Hands a quorum of signatures to everybody who signed.
+
+        Args:
+            rejected: Why others were not taken, for the message of an error.
+
+        Raises:
+            BelowThresholdError: Fewer than q survivors signed.
+        """
+        host, view, signatures = self._masked.host, self._masked.view, dict(sorted(self._signatures.items()))
+        needed = host.params.quorum(len(view.advertisers))
+        if len(signatures) < needed:
+            raise BelowThresholdError("confirm", needed, tuple(signatures), "quorum", rejected)
+        answer = messages.seal(
+            messages.Quorum(binding=view.transcript, sender=SERVER_ID, signatures=tuple(signatures.items())[:needed]),
+            host.identity.sign,
+        )
+        return Confirmed(self._masked, signatures), dict.fromkeys(signatures, answer)

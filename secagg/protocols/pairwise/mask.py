@@ -2,27 +2,54 @@
 
 [BIK+17] Fig. 4 round 2: y_i = x_i + PRG(b_i) + sum of +-PRG(s_ij) in each block's ring. A client leaves out the edges to
 dealers that it refused and says so; the server ends each dispute by dropping one side, and publishes U3.
+
+A mask frame is u32be header length ‖ header frame ‖ zero bytes up to a multiple of 16 ‖ the packed blocks, one after the other:
+the server adds the body where it lies, without a copy.
 """
 
 import collections
 import dataclasses
 import hmac
+import threading
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from secagg import graph, messages, ring
+from secagg import messages, ring
 from secagg.crypto import prg
 from secagg.crypto.kdf import Label, derive
 from secagg.crypto.sealing import SERVER_ID
-from secagg.errors import BelowThresholdError, DecodeError, InputError, PeerFault, SecaggError, ServerFault
+from secagg.errors import BelowThresholdError, DecodeError, DisputeError, InputError, PeerFault, ServerFault
 from secagg.params import Block, RoundParams
-from secagg.protocols.pairwise.parties import Answers, Host, Member, Redacted, Rejected, Replies, View, statement
+from secagg.protocols.pairwise.parties import Answers, Host, Member, Redacted, Rejected, View, statement
 from secagg.protocols.pairwise.share import AwaitingShared, Neighbourhood, Sharers
+from secagg.spool import Spool
 
 Inputs = Mapping[str, npt.NDArray[np.integer]]
 Words = npt.NDArray[np.unsignedinteger]
+
+_ALIGNMENT = 16
+_KEEP_WARM = 64 * 2**20
+
+
+class _Scratch(threading.local):
+    """A warm body and a warm vector in each thread: fresh pages cost more than the cipher. Large ones are not kept."""
+
+    def __init__(self) -> None:
+        self._room: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def take(self, name: str, size: int) -> npt.NDArray[np.uint8]:
+        """`size` bytes that nobody else in this thread uses under this name."""
+        room = self._room.get(name)
+        if room is None or room.size < size:
+            room = np.empty(size, np.uint8)
+            if size <= _KEEP_WARM:
+                self._room[name] = room
+        return room[:size]
+
+
+_scratch = _Scratch()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,7 +67,7 @@ class AgreedSurvivors(Redacted):
 
     Attributes:
         survivors: U3.
-        statement: S, the bytes that it may sign once.
+        statement: The digest of S, which it may sign once.
     """
 
     me: Member
@@ -86,9 +113,9 @@ class Stream(Redacted):
     subtract: bool
 
 
-def apply_streams(words: Words, streams: Iterable[Stream], index: int, transcript: bytes) -> None:
-    """Adds or subtracts mask streams for block number `index`, in place, in one pass over the vector."""
-    prg.add_streams(words, [(derive(s.seed, s.label, index, salt=transcript), s.subtract) for s in streams])
+def stream_keys(streams: Iterable[Stream], index: int, transcript: bytes) -> list[tuple[bytes, bool]]:
+    """The keystream keys of masks for block number `index`, each with whether it is subtracted."""
+    return [(derive(s.seed, s.label, index, salt=transcript), s.subtract) for s in streams]
 
 
 def send(
@@ -104,30 +131,46 @@ def send(
     Raises:
         InputError: The inputs are not the agreed blocks; nothing leaves.
     """
-    me, transcript = state.me, state.view.transcript
+    me, graph, transcript = state.me, state.view.graph, state.view.transcript
     values = inputs() if callable(inputs) else inputs
     check_inputs(me.params, values)
     streams = [Stream(state.secrets.self_seed, Label.SELF_STREAM, subtract=False)] + [
-        Stream(seed, Label.PAIR_STREAM, subtract=not graph.adds(me.params, me.id, peer))
-        for peer, seed in near.pair_seeds.items()
+        Stream(seed, Label.PAIR_STREAM, subtract=not graph.adds(me.id, peer)) for peer, seed in near.pair_seeds.items()
     ]
-    body = bytearray()
-    for index, block in enumerate(me.params.blocks):
-        words = ring.encode(np.asarray(values[block.name]), block.bits)
-        apply_streams(words, streams, index, transcript)
-        ring.reduce_in_place(words, block.bits)
-        body += ring.pack(words, block.bits)
+    lengths = _packed_lengths(me.params)
+    body, start = _scratch.take("body", sum(lengths)), 0
+    for index, (block, length) in enumerate(zip(me.params.blocks, lengths, strict=True)):
+        keys = stream_keys(streams, index, transcript)
+        _mask(np.asarray(values[block.name]), block, body[start : start + length], keys)
+        start += length
     header = messages.seal(
         messages.MaskHeader(
             binding=transcript,
             sender=me.id,
             body_length=len(body),
             refused=near.refused,
-            tag=prg.gmac(state.secrets.mac_key, body),
+            tag=prg.gmac(state.secrets.mac_key, body.data),
         ),
         me.identity.sign,
     )
-    return AwaitingSurvivors(me, state.view, near), len(header).to_bytes(4, "big") + header + bytes(body)
+    front = len(header).to_bytes(4, "big") + header
+    frame = b"".join((front, bytes(-len(front) % _ALIGNMENT), body.data))
+    return AwaitingSurvivors(me, state.view, near), frame
+
+
+def _mask(
+    x: npt.NDArray[np.integer], block: Block, room: npt.NDArray[np.uint8], keys: Iterable[tuple[bytes, bool]]
+) -> None:
+    """Writes the packed masked vector of one block into its place in the body."""
+    dtype = ring.word_dtype(block.bits)
+    words: Words = _scratch.take("words", block.length * dtype.itemsize).view(dtype)
+    try:
+        ring.encode_into(x, -block.bound, block.bound, words)
+    except InputError as error:
+        raise InputError(f"block {block.name!r}: {error}") from None
+    prg.add_streams(words, keys)
+    ring.reduce_in_place(words, block.bits)
+    ring.pack(words, block.bits, out=room.data)
 
 
 def accept(state: AwaitingSurvivors, frame: bytes) -> AgreedSurvivors:
@@ -141,10 +184,11 @@ def accept(state: AwaitingSurvivors, frame: bytes) -> AgreedSurvivors:
     messages.check_members(
         answer.members, within=near.sharers, at_least=me.params.min_survivors, name="U3", client=me.id
     )
-    unwanted = set(answer.members) & set(near.refused)
+    survivors = frozenset(answer.members)
+    unwanted = survivors.intersection(near.refused)
     if unwanted:
         raise ServerFault(f"U3 has {sorted(unwanted)}, whom client {me.id} refused: the dispute is open")
-    if len(graph.neighbours(me.params, answer.members, me.id)) + 1 < me.params.threshold:
+    if len(view.graph.within(me.id, survivors)) + 1 < me.params.threshold:
         raise ServerFault(f"U3 leaves client {me.id} with fewer than t = {me.params.threshold} holders")
     agreed = statement(view.transcript, near.sharers, answer.members)
     return AgreedSurvivors(me, view, near, answer.members, agreed)
@@ -158,106 +202,135 @@ class MaskedSum(Redacted):
         sums: The masked running sum of each block over U3, words of the block's ring.
         survivors: U3.
         refusals: Whom each survivor refused, and so left out of its masks.
-        disputed: Clients whose vector arrived and was taken out again to end a dispute, with those they disputed with.
+        headers: The signed header of each vector that arrived.
+        disputed: Clients whose vector arrived and was taken out again to end a dispute, and why.
     """
 
-    host: Host
-    view: View
     sharers: Sharers
     sums: list[Words]
     survivors: tuple[int, ...]
     refusals: dict[int, tuple[int, ...]]
-    disputed: dict[int, tuple[int, ...]]
+    headers: dict[int, bytes]
+    disputed: dict[int, DisputeError]
+
+    @property
+    def host(self) -> Host:
+        """The server."""
+        return self.sharers.host
+
+    @property
+    def view(self) -> View:
+        """What exchange 1 fixed."""
+        return self.sharers.view
 
     @property
     def statement(self) -> bytes:
-        """S, the bytes that every survivor must sign alike."""
+        """The digest of S, which every survivor must sign alike."""
         return statement(self.view.transcript, self.sharers.members, self.survivors)
 
 
-def collect(state: Sharers, replies: Replies) -> tuple[MaskedSum, Answers, Rejected]:
-    """Adds up the masked vectors that arrived whole, ends the disputes, and fixes U3.
+class CollectingVectors(Redacted):
+    """The server during exchange 3: a running sum, and the bodies in a spool until nobody can be dropped any more."""
 
-    Raises:
-        BelowThresholdError: U3 is smaller than the agreed minimum.
-    """
-    host, params = state.host, state.host.params
-    sums: list[Words] = [np.zeros(block.length, ring.word_dtype(block.bits)) for block in params.blocks]
-    refusals, rejected = dict[int, tuple[int, ...]](), Rejected()
-    for client in sorted(replies):
-        try:
-            refused, vectors = _read(replies[client], client, state)
-        except SecaggError as error:
-            rejected[client] = error
-            continue
-        refusals[client] = refused
-        for total, words in zip(sums, vectors, strict=True):
-            ring.add_into(total, words)
-    disputed = {client: _opponents(client, refusals) for client in settle(refusals, params.colluders)}
-    for client in disputed:
-        _, vectors = _read(replies[client], client, state)
-        for total, words in zip(sums, vectors, strict=True):
-            ring.sub_into(total, words)
-    survivors = tuple(client for client in refusals if client not in disputed)
-    if len(survivors) < params.min_survivors:
-        raise BelowThresholdError("mask", params.min_survivors, survivors, "min_survivors", rejected)
-    answer = messages.seal(
-        messages.Survivors(binding=state.view.transcript, sender=SERVER_ID, members=survivors), host.identity.sign
-    )
-    masked = MaskedSum(
-        host, state.view, state, sums, survivors, {client: refusals[client] for client in survivors}, disputed
-    )
-    return masked, dict.fromkeys(survivors, answer), rejected
+    def __init__(self, state: Sharers, spool: Spool) -> None:
+        self._state = state
+        self._spool = spool
+        self._headers: dict[int, bytes] = {}
+        self._refusals: dict[int, tuple[int, ...]] = {}
+        self._sums: list[Words] = [
+            np.zeros(block.length, ring.word_dtype(block.bits)) for block in state.host.params.blocks
+        ]
 
+    def take(self, client: int, frame: bytes) -> None:
+        """Adds a masked vector to the running sum.
 
-def _read(frame: bytes, client: int, state: Sharers) -> tuple[tuple[int, ...], list[Words]]:
-    params, view = state.host.params, state.view
-    header_frame, body = _split(frame, client, params)
-    header = messages.unseal(
-        header_frame, messages.MaskHeader, binding=view.transcript, sender=client, roster=state.host.roster
-    )
-    if header.body_length != len(body) or not hmac.compare_digest(header.tag, prg.gmac(state.mac_keys[client], body)):
-        raise PeerFault(client, "sent a body that its header does not authenticate")
-    near = graph.neighbours(params, state.members, client)
-    if list(header.refused) != sorted(set(header.refused)) or not set(header.refused) <= set(near):
-        raise PeerFault(client, f"refused {list(header.refused)}, who are not all its neighbours")
-    if len(header.refused) > max(params.colluders, 1):
-        raise PeerFault(client, f"refused {len(header.refused)} dealers, more than c = {params.colluders} can be wrong")
-    vectors, start = [], 0
-    for block, length in zip(params.blocks, _packed_lengths(params), strict=True):
-        vectors.append(ring.unpack(body[start : start + length], block.length, block.bits))
-        start += length
-    return header.refused, vectors
+        Raises:
+            DecodeError: It is not that client's for this round, or not the body that it signed for.
+            PeerFault: It is, and its refusals or its padding are wrong. The sum is as it was.
+        """
+        params, view = self._state.host.params, self._state.view
+        header_frame, body = _split(frame, client, params)
+        header = messages.unseal(
+            header_frame, messages.MaskHeader, binding=view.transcript, sender=client, roster=self._state.host.roster
+        )
+        tag = prg.gmac(self._state.before.mac_keys[client], body)
+        if header.body_length != len(body) or not hmac.compare_digest(header.tag, tag):
+            raise DecodeError(f"the body of client {client} is not the one that its header authenticates")
+        evidence = {"mask header": header_frame, "digests": view.digests}
+        if list(header.refused) != sorted(set(header.refused)) or not set(header.refused) <= set(
+            view.graph.within(client, self._state.deals)
+        ):
+            raise PeerFault(client, "refused clients that are not its neighbours, or not in order", evidence)
+        if len(header.refused) > max(params.colluders, 1):
+            message = f"refused {len(header.refused)} dealers, more than c = {params.colluders} can be wrong"
+            raise PeerFault(client, message, evidence)
+        blocks = list(_blocks(body, params))
+        for block, packed in blocks:
+            try:
+                ring.check_packed(packed, block.length, block.bits)
+            except DecodeError as error:
+                raise PeerFault(client, f"block {block.name!r}: {error}", evidence) from None
+        self._spool.put(client, body)
+        for total, (block, packed) in zip(self._sums, blocks, strict=True):
+            ring.combine_packed(total, packed, block.bits)
+        self._headers[client], self._refusals[client] = header_frame, header.refused
+
+    def close(self, rejected: Rejected) -> tuple[MaskedSum, Answers]:
+        """Ends the disputes and fixes U3.
+
+        Args:
+            rejected: Why other vectors were not taken, for the message of an error.
+
+        Raises:
+            BelowThresholdError: U3 is smaller than the agreed minimum.
+        """
+        state, params = self._state, self._state.host.params
+        refusals = dict(sorted(self._refusals.items()))
+        disputed = {client: self._dispute(client, refusals) for client in settle(refusals, params.colluders)}
+        for client in disputed:
+            for total, (block, packed) in zip(self._sums, _blocks(self._spool.get(client), params), strict=True):
+                ring.combine_packed(total, packed, block.bits, subtract=True)
+        self._spool.close()
+        survivors = tuple(client for client in refusals if client not in disputed)
+        if len(survivors) < params.min_survivors:
+            raise BelowThresholdError("mask", params.min_survivors, survivors, "min_survivors", rejected | disputed)
+        answer = messages.seal(
+            messages.Survivors(binding=state.view.transcript, sender=SERVER_ID, members=survivors),
+            state.host.identity.sign,
+        )
+        kept = {client: refusals[client] for client in survivors}
+        return MaskedSum(state, self._sums, survivors, kept, self._headers, disputed), dict.fromkeys(survivors, answer)
+
+    def _dispute(self, client: int, refusals: Mapping[int, tuple[int, ...]]) -> DisputeError:
+        accusers = {other for other, refused in refusals.items() if client in refused}
+        others = sorted(accusers | set(refusals[client]))
+        evidence = {f"mask header {i}": self._headers[i] for i in sorted({client, *accusers})}
+        evidence["digests"] = self._state.view.digests
+        return DisputeError((client, *others), "dropped the first to end the dispute between them", evidence)
 
 
 def _packed_lengths(params: RoundParams) -> list[int]:
     return [ring.packed_length(block.length, block.bits) for block in params.blocks]
 
 
+def _blocks(body: memoryview, params: RoundParams) -> Iterable[tuple[Block, memoryview]]:
+    start = 0
+    for block, length in zip(params.blocks, _packed_lengths(params), strict=True):
+        yield block, body[start : start + length]
+        start += length
+
+
 def _split(frame: bytes, client: int, params: RoundParams) -> tuple[bytes, memoryview]:
-    """The header frame and the body of a mask frame whose length is exactly right."""
-    if not isinstance(frame, bytes) or len(frame) < 4:
-        raise DecodeError(f"client {client} sent no mask frame")
-    header_end, body_length = 4 + int.from_bytes(frame[:4], "big"), sum(_packed_lengths(params))
-    if len(frame) != header_end + body_length:
-        raise DecodeError(
-            f"client {client} sent a mask frame of {len(frame)} bytes instead of {header_end + body_length}"
-        )
-    return frame[4:header_end], memoryview(frame)[header_end:]
-
-
-def _opponents(client: int, refusals: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(sorted({i for i, refused in refusals.items() if client in refused} | set(refusals[client])))
-
-
-def glance(state: Sharers, client: int, frame: bytes) -> None:
-    """Whether a frame is the one that is waited for, its signature and body apart.
-
-    Raises:
-        DecodeError: Another exchange's, round's or sender's.
-    """
-    header, _ = _split(frame, client, state.host.params)
-    messages.glance(header, messages.MaskHeader, binding=state.view.transcript, sender=client)
+    """The header frame and the body of a mask frame whose length is exactly right; the body is a view."""
+    whole = memoryview(frame)
+    header_end = 4 + int.from_bytes(whole[:4], "big")
+    start = header_end + -header_end % _ALIGNMENT
+    expected = start + sum(_packed_lengths(params))
+    if len(whole) < 4 or header_end > messages.MAX_FRAME_LENGTH or len(whole) != expected:
+        raise DecodeError(f"client {client} sent a mask frame of {len(whole)} bytes instead of {expected}")
+    if any(whole[header_end:start]):
+        raise DecodeError(f"client {client} sent a mask frame whose header is not padded with zeros")
+    return bytes(whole[4:header_end]), whole[start:]
 
 
 def settle(refusals: Mapping[int, tuple[int, ...]], colluders: int) -> tuple[int, ...]:

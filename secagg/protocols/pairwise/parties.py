@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn, SupportsIndex
 
+import numpy as np
+
 from secagg import graph, messages
-from secagg.crypto.kdf import Entropy, Label, derive, digest
+from secagg.crypto.kdf import Entropy, Label, derive, digest, framed
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SUITES, SecretKey, Suite
 from secagg.errors import SecaggError
+from secagg.graph import Graph
 from secagg.identity import Identity, Roster, ServerIdentity
 from secagg.params import RoundParams
 
@@ -31,6 +36,7 @@ class Party(Redacted):
     """Anybody in one round."""
 
     params: RoundParams
+    roster: Roster
 
     @functools.cached_property
     def context(self) -> bytes:
@@ -48,7 +54,6 @@ class Member(Party):
     """A client in one round: what it agreed to and who it is."""
 
     identity: Identity
-    roster: Roster
     entropy: Entropy
 
     @property
@@ -62,30 +67,42 @@ class Host(Party):
     """The server in one round."""
 
     identity: ServerIdentity
-    roster: Roster
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What exchange 1 fixed: who advertised what, and the transcript hash that binds the rest of the round to it.
+    """What exchange 1 fixed: who advertised what, who is whose neighbour, and the hash that binds the rest of the round to it.
 
     Attributes:
         transcript: T1, 32 bytes.
-        advertisers: U1, sorted.
+        graph: The edges over U1.
+        digests: What T1 is over: u64be id ‖ 32-byte digest for every member of U1, in order of id.
         peers: The advertisements, by client id (a client's view: its neighbours').
     """
 
     transcript: bytes
-    advertisers: tuple[int, ...]
+    graph: Graph
+    digests: bytes
     peers: Mapping[int, messages.Advertise]
 
+    @property
+    def advertisers(self) -> tuple[int, ...]:
+        """U1, sorted."""
+        return self.graph.members
 
-def transcript_hash(context: bytes, digests: Mapping[int, bytes]) -> bytes:
-    """T1 over the context and the digest of every advertisement, in cohort order."""
-    items: list[bytes | int] = [context]
-    for client in sorted(digests):
-        items += [client, digests[client]]
-    return digest(Label.TRANSCRIPT, *items)
+
+def view(party: Party, digests: bytes, members: tuple[int, ...], peers: Mapping[int, messages.Advertise]) -> View:
+    """T1 over the context and the digest of every advertisement, and the graph that follows from it.
+
+    Args:
+        party: Whose view it is.
+        digests: u64be id ‖ 32-byte digest for every member of U1, in order of id.
+        members: U1, sorted.
+        peers: The advertisements that this party knows.
+    """
+    transcript = digest(Label.TRANSCRIPT, party.context, digests)
+    edges = graph.build(party.params.cohort, members, party.params.degree, transcript)
+    return View(transcript, edges, digests, peers)
 
 
 def advertisement_digest(frame: bytes) -> bytes:
@@ -114,6 +131,10 @@ def pair_commitment(transcript: bytes, chooser: int, peer: int, seed: bytes) -> 
     return digest(Label.PAIR_COMMITMENT, transcript, chooser, peer, seed)
 
 
+ROOT, SELF = b"root", b"self"
+"""The two kinds of share, as they stand in a commitment."""
+
+
 def share_commitment(transcript: bytes, dealer: int, holder: int, kind: bytes, share: bytes) -> bytes:
     """32 bytes over all nine limbs at once: a single limb would be searchable.
 
@@ -121,10 +142,20 @@ def share_commitment(transcript: bytes, dealer: int, holder: int, kind: bytes, s
         transcript: T1.
         dealer: Whose secret it is.
         holder: Who keeps the share.
-        kind: b"root" or b"self".
+        kind: `ROOT` or `SELF`.
         share: 36 bytes.
     """
-    return digest(Label.SHARE_COMMITMENT, transcript, dealer, holder, kind, share)
+    # What `digest` gives for these items, framed in one go: a server checks one for every share that is revealed.
+    items = _ITEMS.pack(0, dealer, 0, holder, 1, len(kind)) + kind + b"\x01" + len(share).to_bytes(4, "big") + share
+    return hashlib.sha256(_share_prefix(transcript) + items).digest()
+
+
+_ITEMS = struct.Struct(">BQBQBI")
+
+
+@functools.lru_cache(maxsize=4)
+def _share_prefix(transcript: bytes) -> bytes:
+    return framed(Label.SHARE_COMMITMENT) + b"\x01" + len(transcript).to_bytes(4, "big") + transcript
 
 
 def seed_commitment(context: bytes, client: int, self_seed: bytes) -> bytes:
@@ -133,15 +164,41 @@ def seed_commitment(context: bytes, client: int, self_seed: bytes) -> bytes:
 
 
 def statement(transcript: bytes, sharers: tuple[int, ...], survivors: tuple[int, ...]) -> bytes:
-    """S = (T1, U2, U3) as the bytes that clients sign."""
-    return messages.encode(messages.Statement(transcript, sharers, survivors))
+    """The digest of S = (T1, U2, U3), 32 bytes: what a client signs at most once a round. S itself never travels."""
+    return digest(Label.STATEMENT, transcript, encode_ids(sharers), encode_ids(survivors))
 
 
-def holders(params: RoundParams, advertisers: tuple[int, ...], dealer: int) -> tuple[int, ...]:
-    """N(i) and i itself, sorted: who holds shares of dealer i's secrets, and the order of its Merkle leaves."""
-    return tuple(sorted((*graph.neighbours(params, advertisers, dealer), dealer)))
+def encode_ids(clients: tuple[int, ...]) -> bytes:
+    """Ids side by side, u64be."""
+    return np.array(clients, ">u8").tobytes()
 
 
-Replies = Mapping[int, bytes]
-Answers = dict[int, bytes]
+class Outbox(Mapping[int, bytes]):
+    """Answers by recipient, each made when it is asked for: together they can be larger than memory.
+
+    Args:
+        recipients: Client ids, sorted.
+        make: Gives the answer to one of them, the same one every time.
+    """
+
+    def __init__(self, recipients: Iterable[int], make: Callable[[int], bytes]) -> None:
+        self._recipients = dict.fromkeys(recipients)
+        self._make = make
+
+    def __getitem__(self, recipient: int) -> bytes:
+        if recipient not in self._recipients:
+            raise KeyError(recipient)
+        return self._make(recipient)
+
+    def __contains__(self, recipient: object) -> bool:
+        return recipient in self._recipients
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._recipients)
+
+    def __len__(self) -> int:
+        return len(self._recipients)
+
+
+Answers = Mapping[int, bytes]
 Rejected = dict[int, SecaggError]

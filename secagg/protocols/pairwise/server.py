@@ -1,4 +1,4 @@
-"""The server's side of one round: it buffers one frame a client and phase, and steps when the phase is closed."""
+"""The server's side of one round: it takes each frame as it arrives, and steps when the phase is closed."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,18 +6,28 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from secagg import messages
 from secagg.crypto import prg
-from secagg.errors import DecodeError, DisputeError, ParameterError, PeerFault, SecaggError, StateError
+from secagg.errors import (
+    DeclinedError,
+    DecodeError,
+    ParameterError,
+    PeerFault,
+    SecaggError,
+    StateError,
+    UnexpectedFrameError,
+)
 from secagg.identity import Roster, ServerIdentity
 from secagg.params import PHASES, RoundParams
-from secagg.protocols.pairwise import advertise, confirm, mask, share, unmask
-from secagg.protocols.pairwise.advertise import Advertisers
-from secagg.protocols.pairwise.confirm import Confirmed
-from secagg.protocols.pairwise.mask import MaskedSum
+from secagg.protocols.pairwise.advertise import CollectingAdvertisements
+from secagg.protocols.pairwise.confirm import CollectingSignatures
+from secagg.protocols.pairwise.mask import CollectingVectors, MaskedSum
 from secagg.protocols.pairwise.parties import Answers, Host, Redacted, Rejected
-from secagg.protocols.pairwise.share import Sharers
+from secagg.protocols.pairwise.share import CollectingShares
+from secagg.protocols.pairwise.unmask import CollectingAnswers
+from secagg.spool import FileSpool, Spool
 
-_State = Host | Advertisers | Sharers | MaskedSum | Confirmed
+_Phase = CollectingAdvertisements | CollectingShares | CollectingVectors | CollectingSignatures | CollectingAnswers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +38,7 @@ class Result:
         sums: `{block name: int64 (length,)}`: the exact sum over `survivors`.
         survivors: U3, the clients whose vectors are in the sum.
         dropped: Every client that fell silent or was rejected, with the phase from which it is missing.
-        rejected: Why a client's answer was not taken, where one came.
-        disputed: Clients taken out of the sum to end a dispute.
+        rejected: Why a client's answer was not taken, or its vector was taken out of the sum again, where one came.
         transcript: T1, 32 bytes.
         signatures: The survivors' signatures over (T1, U2, U3), 64 bytes each.
         sharers: U2; with the transcript and the survivors, what was signed.
@@ -39,7 +48,6 @@ class Result:
     survivors: tuple[int, ...]
     dropped: dict[int, str]
     rejected: dict[int, SecaggError]
-    disputed: tuple[int, ...]
     transcript: bytes
     signatures: dict[int, bytes]
     sharers: tuple[int, ...]
@@ -54,28 +62,39 @@ class ServerSession(Redacted):
         params: The round.
         identity: The server's keys.
         roster: Everybody's public keys.
+        spool: Where masked vectors wait until U3 is fixed. None: a temporary file, so that memory does not grow with the cohort.
 
     Raises:
         ParameterError: The roster does not fit the identity, the cohort or the suite.
+
+    Guarantees:
+        A frame that is not provably its sender's changes nothing; the sender's right frame is still taken.
+        No sum leaves that is not over exactly the survivors.
     """
 
-    def __init__(self, params: RoundParams, identity: ServerIdentity, roster: Roster) -> None:
+    def __init__(
+        self, params: RoundParams, identity: ServerIdentity, roster: Roster, *, spool: Spool | None = None
+    ) -> None:
         prg.self_test()
         missing = [i for i in params.cohort if i not in roster.clients]
         if missing:
-            raise ParameterError(f"clients {missing} of the cohort are not on the roster")
+            raise ParameterError(f"clients {messages.shown(missing)} of the cohort are not on the roster")
         if (roster.server_verify_key, roster.server_sealing_key) != (identity.verify_key, identity.sealing_key):
             raise ParameterError("the roster has other keys for the server than its own")
-        self._params = params
-        self._state: _State | None = Host(params, identity, roster)
-        if len(identity.sealing_key) != self._state.suite.public_key_length:
+        self._host = Host(params, roster, identity)
+        if len(identity.sealing_key) != self._host.suite.public_key_length:
             raise ParameterError(f"the server's key is not for suite {params.suite!r}")
-        self._inbox: dict[int, bytes] = {}
+        self._spool = FileSpool() if spool is None else spool
+        self._state: _Phase | None = CollectingAdvertisements(self._host)
+        self._taken: set[int] = set()
+        self._gone: Rejected = {}
         self._turned_away: Rejected = {}
         self._phase = 0
-        self._expected: tuple[int, ...] = params.cohort
+        self._expected: dict[int, None] = dict.fromkeys(params.cohort)
         self._dropped: dict[int, str] = {}
         self._rejected: Rejected = {}
+        self._masked: MaskedSum | None = None
+        self._signatures: dict[int, bytes] = {}
         self._result: Result | None = None
 
     @property
@@ -85,50 +104,59 @@ class ServerSession(Redacted):
 
     @property
     def expected(self) -> tuple[int, ...]:
-        """The clients that may still answer."""
-        return self._expected
+        """The clients that take part in the current phase."""
+        return tuple(self._expected)
+
+    @property
+    def rejected(self) -> Mapping[int, SecaggError]:
+        """Why clients that are missing now are missing, where it is known: wrong frames, and reasons that they gave."""
+        return self._rejected
 
     def open(self) -> Answers:
         """What tells each client that the round begins: the canonical encoding of its parameters."""
-        return dict.fromkeys(self._params.cohort, self._params.encode())
+        return dict.fromkeys(self._host.params.cohort, self._host.params.encode())
 
     def receive(self, sender: int, frame: bytes) -> None:
-        """Buffers a frame for the current phase.
+        """Takes a client's frame of the current phase, or its word that it takes no further part.
 
         Raises:
             StateError: The round is over.
-            PeerFault: A second frame of one sender, or a frame of one that is not expected (any more).
-            DecodeError: Not bytes, empty, or not a frame of this exchange, round and sender.
+            UnexpectedFrameError: A second frame of one sender, or a frame of one that is not awaited (any more).
+            DecodeError: Not provably a frame of this sender in this exchange and round. The right one may still come.
+            PeerFault: It is, and something in it is wrong; the sender has had its turn in this round.
         """
         if self._state is None:
             raise StateError("the round is over")
+        phase = PHASES[self._phase]
         if sender not in self._expected:
-            raise PeerFault(sender, f"is not expected in phase {self.phase}")
-        if sender in self._inbox:
-            raise PeerFault(sender, f"answered twice in phase {self.phase}")
-        if not isinstance(frame, bytes) or not frame:
-            raise DecodeError(f"client {sender} answered without content in phase {self.phase}")
+            raise UnexpectedFrameError(sender, phase, "is not awaited")
+        if sender in self._gone:
+            raise UnexpectedFrameError(sender, phase, "comes after the client's turn has ended")
+        if sender in self._taken:
+            raise UnexpectedFrameError(sender, phase, "is a second one")
         try:
-            self._glance(self._state, sender, frame)
-        except DecodeError as error:
-            self._turned_away[sender] = error
+            if not isinstance(frame, bytes) or not frame:
+                raise DecodeError(f"client {sender} answered without content in phase {phase}")  # noqa: TRY301 - the same end
+            self._state.take(sender, frame)
+        except PeerFault as error:
+            self._gone[sender] = error
             raise
-        self._inbox[sender] = frame
+        except DecodeError as error:
+            declined = self._declined(sender, frame)
+            if declined is None:
+                self._turned_away[sender] = error
+                raise
+            self._gone[sender] = declined
+            return
+        self._taken.add(sender)
 
-    @staticmethod
-    def _glance(state: _State, sender: int, frame: bytes) -> None:
-        """A frame of another exchange or session is turned away at the door, where it would displace the right one."""
-        match state:
-            case Host():
-                advertise.glance(state, sender, frame)
-            case Advertisers():
-                share.glance(state, sender, frame)
-            case Sharers():
-                mask.glance(state, sender, frame)
-            case MaskedSum():
-                confirm.glance(state, sender, frame)
-            case Confirmed():
-                unmask.glance(state, sender, frame)
+    def _declined(self, sender: int, frame: bytes) -> DeclinedError | None:
+        host, phase = self._host, PHASES[self._phase]
+        try:
+            told = messages.unseal(frame, messages.Decline, binding=host.context, sender=sender, roster=host.roster)
+        except DecodeError:
+            return None
+        return DeclinedError(sender, phase, told.rule, told.reason) if told.phase == phase else None
 
     def close_phase(self) -> Answers:
         """Ends the phase with whoever answered; the answers to deliver, empty after the last.
@@ -139,52 +167,51 @@ class ServerSession(Redacted):
             StateError: The round is over.
         """
         state, self._state = self._state, None
-        phase, inbox, self._inbox = PHASES[self._phase], self._inbox, {}
-        answers: Answers
-        rejected: Rejected
+        missing = {i: error for i, error in self._turned_away.items() if i not in self._taken} | self._gone
+        self._rejected |= missing
+        answers: Answers = {}
         match state:
-            case Host():
-                self._state, answers, rejected = advertise.collect(state, inbox)
-            case Advertisers():
-                self._state, answers, rejected = share.collect(state, inbox)
-            case Sharers():
-                masked, answers, rejected = mask.collect(state, inbox)
-                rejected |= {
-                    client: DisputeError((client, *others), "dropped the first to end the dispute between them")
-                    for client, others in masked.disputed.items()
-                }
-                self._state = masked
-            case MaskedSum():
-                self._state, answers, rejected = confirm.collect(state, inbox)
-            case Confirmed():
-                unmasked, rejected = unmask.collect(state, inbox)
-                answers = {}
-                self._note(phase, tuple(i for i in inbox if i not in rejected), rejected)
-                self._result = self._summary(state, unmasked)
+            case CollectingAdvertisements():
+                advertisers, answers = state.close(missing)
+                self._state = CollectingShares(advertisers)
+            case CollectingShares():
+                sharers, answers = state.close(missing)
+                self._state = CollectingVectors(sharers, self._spool)
+            case CollectingVectors():
+                self._masked, answers = state.close(missing)
+                self._rejected |= self._masked.disputed
+                self._state = CollectingSignatures(self._masked)
+            case CollectingSignatures():
+                confirmed, answers = state.close(missing)
+                self._signatures = confirmed.signatures
+                self._state = CollectingAnswers(confirmed)
+            case CollectingAnswers():
+                sums = state.close(missing)
+                self._note(self._taken)
+                self._result = self._summary(sums)
                 return answers
             case None:
                 raise StateError("the round is over")
-        self._note(phase, tuple(answers), rejected)
+        self._note(answers)
         self._phase += 1
         return answers
 
-    def _note(self, phase: str, alive: tuple[int, ...], rejected: Mapping[int, SecaggError]) -> None:
-        self._dropped |= dict.fromkeys((i for i in self._expected if i not in alive), phase)
-        silent_but_heard = {i: error for i, error in self._turned_away.items() if i not in alive}
-        self._rejected |= silent_but_heard | dict(rejected)
-        self._turned_away = {}
-        self._expected = alive
+    def _note(self, alive: set[int] | Answers) -> None:
+        self._dropped |= {i: PHASES[self._phase] for i in self._expected if i not in alive}
+        self._expected = {i: None for i in self._expected if i in alive}
+        self._taken, self._gone, self._turned_away = set(), {}, {}
 
-    def _summary(self, confirmed: Confirmed, unmasked: unmask.Unmasked) -> Result:
-        masked = confirmed.masked
+    def _summary(self, sums: dict[str, npt.NDArray[np.int64]]) -> Result:
+        masked = self._masked
+        if masked is None:
+            raise StateError("the round has no result (yet)")
         return Result(
-            sums=unmasked.sums,
-            survivors=unmasked.survivors,
+            sums=sums,
+            survivors=masked.survivors,
             dropped=dict(sorted(self._dropped.items())),
             rejected=dict(self._rejected),
-            disputed=tuple(masked.disputed),
             transcript=masked.view.transcript,
-            signatures=confirmed.signatures,
+            signatures=self._signatures,
             sharers=masked.sharers.members,
         )
 

@@ -6,30 +6,30 @@ reconstructed only for edges to survivors that went silent since.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from secagg import graph, messages, ring
-from secagg.crypto import shamir
+from secagg import messages, ring
+from secagg.crypto import prg, shamir
 from secagg.crypto.kdf import Label
-from secagg.crypto.sealing import Purpose, box_info
-from secagg.errors import BelowThresholdError, PeerFault, RoundError, SealError, SecaggError, ShareError
+from secagg.crypto.sealing import Purpose, SecretKey, box_info
+from secagg.errors import BelowThresholdError, PeerFault, RoundError, SealError
 from secagg.protocols.pairwise.confirm import Confirmed
-from secagg.protocols.pairwise.mask import AgreedSurvivors, MaskedSum, Stream, apply_streams
+from secagg.protocols.pairwise.mask import AgreedSurvivors, Stream, stream_keys
 from secagg.protocols.pairwise.parties import (
+    ROOT,
+    SELF,
     Redacted,
     Rejected,
-    Replies,
-    holders,
+    encode_ids,
     mask_key_pair,
     pair_commitment,
     pair_seed,
     seed_commitment,
     share_commitment,
 )
-
-_ROOT, _SELF = b"root", b"self"
 
 
 def send(agreed: AgreedSurvivors) -> bytes:
@@ -47,180 +47,208 @@ def send(agreed: AgreedSurvivors) -> bytes:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Unmasked:
-    """What the server ends with.
+@dataclasses.dataclass(frozen=True, repr=False)
+class SecretRoot(Redacted):
+    """A dropped client's mask root, opened for edges to silent survivors, and the key that follows from it."""
 
-    Attributes:
-        sums: `{block name: int64 (length,)}`, the exact sum over `survivors`.
-        survivors: U3.
-    """
-
-    sums: dict[str, npt.NDArray[np.int64]]
-    survivors: tuple[int, ...]
+    root: bytes
+    key: SecretKey
 
 
-@dataclasses.dataclass(repr=False)
-class _Revealed(Redacted):
-    """Valid shares and pair seeds so far, shares by owner and holder, seeds by (survivor, dropped); and who was wrong."""
+class CollectingAnswers(Redacted):
+    """The server during exchange 5: valid shares by owner and holder, pair seeds by (survivor, dropped)."""
 
-    self_shares: dict[int, dict[int, bytes]]
-    root_shares: dict[int, dict[int, bytes]]
-    pair_seeds: dict[tuple[int, int], bytes]
-    rejected: Rejected
+    def __init__(self, state: Confirmed) -> None:
+        self._masked = state.masked
+        self._signatures = state.signatures
+        self._survivors = frozenset(state.masked.survivors)
+        self._self_shares: dict[int, dict[int, bytes]] = {}
+        self._root_shares: dict[int, dict[int, bytes]] = {}
+        self._pair_seeds: dict[tuple[int, int], bytes] = {}
 
+    def take(self, client: int, frame: bytes) -> None:
+        """Keeps every valid answer; raises about the first wrong one after the valid ones are kept.
 
-def glance(state: Confirmed, client: int, frame: bytes) -> None:
-    """Whether a frame is the one that is waited for, its signature apart.
+        Raises:
+            DecodeError: It is not that client's for this round.
+            PeerFault: It is, and an answer is missing, one too many, or not what its dealer committed to.
+        """
+        masked, graph = self._masked, self._masked.view.graph
+        message = messages.unseal(
+            frame, messages.Unmask, binding=masked.view.transcript, sender=client, roster=masked.host.roster
+        )
+        dealers = {client, *graph.within(client, masked.sharers.deals)} - set(masked.refusals[client])
+        if [(answer.owner, isinstance(answer, messages.SelfShare)) for answer in message.answers] != [
+            (owner, owner in self._survivors) for owner in sorted(dealers)
+        ]:
+            message_text = "did not answer for exactly the clients that the signed statement asks for"
+            evidence = {
+                "unmask": frame,
+                "digests": masked.view.digests,
+                "mask header": masked.headers[client],
+                "statement signature": self._signatures[client],
+                "sharers": encode_ids(masked.sharers.members),
+                "survivors": encode_ids(masked.survivors),
+            }
+            raise PeerFault(client, message_text, evidence)
+        faults = [fault for answer in message.answers if (fault := self._keep(answer, client, frame)) is not None]
+        if faults:
+            raise faults[0]
 
-    Raises:
-        DecodeError: Another exchange's, round's or sender's.
-    """
-    messages.glance(frame, messages.Unmask, binding=state.masked.view.transcript, sender=client)
-
-
-def collect(state: Confirmed, replies: Replies) -> tuple[Unmasked, Rejected]:
-    """Takes the masks off the sum.
-
-    Raises:
-        BelowThresholdError: A secret that is needed has fewer than t valid shares.
-        PeerFault: t valid shares contradict their dealer's own commitments: it is provably corrupt, nothing is published.
-        RoundError: The sum is outside what inputs within their bounds can give.
-    """
-    masked = state.masked
-    revealed = _Revealed({}, {}, {}, {})
-    for client in sorted(replies):
-        try:
-            _read(replies[client], client, masked, revealed)
-        except SecaggError as error:
-            revealed.rejected[client] = error
-    streams = [_self_mask(client, masked, revealed) for client in masked.survivors]
-    for dropped in sorted(set(masked.sharers.members) - set(masked.survivors)):
-        streams += _pair_masks(dropped, masked, revealed)
-    sums = [total.copy() for total in masked.sums]
-    for index, words in enumerate(sums):
-        apply_streams(words, streams, index, masked.view.transcript)
-    return Unmasked(_decode(sums, masked), masked.survivors), revealed.rejected
-
-
-def _read(frame: bytes, client: int, masked: MaskedSum, revealed: _Revealed) -> None:
-    """Keeps every valid answer; raises about the first wrong one after the valid ones are kept."""
-    host, transcript, sharers = masked.host, masked.view.transcript, masked.sharers
-    message = messages.unseal(frame, messages.Unmask, binding=transcript, sender=client, roster=host.roster)
-    survivors, refused = set(masked.survivors), set(masked.refusals[client])
-    dealers = set(holders(host.params, sharers.members, client)) - refused
-    expected = [(owner, messages.SelfShare if owner in survivors else messages.RootShare) for owner in sorted(dealers)]
-    if [(answer.owner, type(answer)) for answer in message.answers] != expected:
-        raise PeerFault(client, "did not answer for exactly the clients that the signed statement asks for")
-    fault: PeerFault | None = None
-    for answer in message.answers:
-        try:
-            _keep(answer, client, masked, revealed)
-        except PeerFault as error:
-            fault = fault or error
-    if fault is not None:
-        raise fault
-
-
-def _keep(answer: messages.SelfShare | messages.RootShare, client: int, masked: MaskedSum, revealed: _Revealed) -> None:
-    transcript, sharers, owner = masked.view.transcript, masked.sharers, answer.owner
-    kind = _SELF if isinstance(answer, messages.SelfShare) else _ROOT
-    expected = sharers.deals[owner].commitment(client, kind)
-    if share_commitment(transcript, owner, client, kind, answer.share) != expected:
-        raise PeerFault(client, f"revealed a wrong share of the {kind.decode()} secret of client {owner}")
-    try:
-        shamir.decode_share(answer.share)
-    except SecaggError as error:
-        raise PeerFault(client, f"revealed a share of client {owner} that is none: {error}") from None
-    if isinstance(answer, messages.SelfShare):
-        revealed.self_shares.setdefault(owner, {})[client] = answer.share
-        return
-    revealed.root_shares.setdefault(owner, {})[client] = answer.share
-    if not _seed_matches(masked, client, owner, answer.pair_seed):
-        raise PeerFault(client, f"revealed a pair seed with client {owner} that is not the committed one")
-    revealed.pair_seeds[client, owner] = answer.pair_seed
-
-
-def _seed_matches(masked: MaskedSum, client: int, peer: int, seed: bytes) -> bool:
-    params, transcript, deals = masked.host.params, masked.view.transcript, masked.sharers.deals
-    chooser, other = (client, peer) if graph.is_chooser(params, client, peer) else (peer, client)
-    pair = deals[chooser].parts[other].pair
-    return pair is not None and pair.commitment == pair_commitment(transcript, chooser, other, seed)
-
-
-def _reconstruct(owner: int, shares: dict[int, bytes], masked: MaskedSum, what: str, rejected: Rejected) -> bytes:
-    params = masked.host.params
-    if len(shares) < params.threshold:
-        alive = tuple(sorted(shares))
-        reason = f"shares of the {what} of client {owner}"
-        raise BelowThresholdError("unmask", params.threshold, alive, reason, rejected)
-    chosen = sorted(shares)[: params.threshold]
-    points = [graph.position(params, holder) + 1 for holder in chosen]
-    try:
-        return shamir.reconstruct(points, np.stack([shamir.decode_share(shares[holder]) for holder in chosen]))
-    except ShareError as error:
-        raise PeerFault(owner, f"dealt shares of its {what} that come from no 32-byte secret: {error}") from None
-
-
-def _self_mask(client: int, masked: MaskedSum, revealed: _Revealed) -> Stream:
-    seed = _reconstruct(client, revealed.self_shares.get(client, {}), masked, "self seed", revealed.rejected)
-    if seed_commitment(masked.host.context, client, seed) != masked.view.peers[client].seed_commitment:
-        raise PeerFault(client, "dealt shares of another self seed than it committed to")
-    return Stream(seed, Label.SELF_STREAM, subtract=True)
-
-
-def _pair_masks(dropped: int, masked: MaskedSum, revealed: _Revealed) -> list[Stream]:
-    """What the survivors added and subtracted for a client that is not in the sum, each with its sign undone."""
-    params, streams = masked.host.params, []
-    root: bytes | None = None
-    for client in graph.neighbours(params, (*masked.survivors, dropped), dropped):
-        if dropped in masked.refusals[client]:
-            continue
-        seed = revealed.pair_seeds.get((client, dropped))
-        if seed is None:
-            root = root or _open_root(dropped, masked, revealed)
-            seed = _seed_from_root(root, dropped, client, masked)
-        streams.append(Stream(seed, Label.PAIR_STREAM, subtract=graph.adds(params, client, dropped)))
-    return streams
-
-
-def _open_root(dropped: int, masked: MaskedSum, revealed: _Revealed) -> bytes:
-    root = _reconstruct(dropped, revealed.root_shares.get(dropped, {}), masked, "mask root", revealed.rejected)
-    key = mask_key_pair(masked.host.suite, root, masked.host.context)
-    if key.public != masked.view.peers[dropped].mask_key:
-        raise PeerFault(dropped, "dealt shares of a mask root that does not give its mask key")
-    return root
-
-
-def _seed_from_root(root: bytes, dropped: int, client: int, masked: MaskedSum) -> bytes:
-    """The pair seed of an edge whose surviving end is silent, from the dropped end's root."""
-    host, transcript = masked.host, masked.view.transcript
-    if graph.is_chooser(host.params, dropped, client):
-        seed, culprit = pair_seed(root, transcript, dropped, client), dropped
-    else:
-        pair, culprit = masked.sharers.deals[client].parts[dropped].pair, client
-        if pair is None:
-            raise PeerFault(client, f"sent client {dropped} no pair seed")
-        key = mask_key_pair(host.suite, root, host.context)
-        try:
-            seed = host.suite.open(key, pair.box, info=box_info(Purpose.PAIR_SEED, transcript, client, dropped))
-        except SealError as error:
-            raise PeerFault(client, f"sealed its pair seed for client {dropped} wrongly: {error}") from None
-    if not _seed_matches(masked, client, dropped, seed):
-        raise PeerFault(culprit, "committed to another pair seed than it used")
-    return seed
-
-
-def _decode(sums: list[npt.NDArray[np.unsignedinteger]], masked: MaskedSum) -> dict[str, npt.NDArray[np.int64]]:
-    params, out = masked.host.params, {}
-    for block, words in zip(params.blocks, sums, strict=True):
-        ring.reduce_in_place(words, block.bits)
-        total = ring.decode(words, block.bits)
-        limit = len(masked.survivors) * block.bound
-        if total.size and (int(total.min()) < -limit or int(total.max()) > limit):
-            raise RoundError(
-                f"block {block.name!r}: the sum leaves +-{limit}, which {len(masked.survivors)} inputs within +-{block.bound} "
-                "cannot: a client sent more than its bound, or a mask did not cancel; nothing is published"
+    def _keep(self, answer: messages.SelfShare | messages.RootShare, client: int, frame: bytes) -> PeerFault | None:
+        masked, owner = self._masked, answer.owner
+        transcript, deal = masked.view.transcript, masked.sharers.deals[answer.owner]
+        kind = SELF if isinstance(answer, messages.SelfShare) else ROOT
+        expected = deal.commitment(client, kind, own=owner == client)
+        if share_commitment(transcript, owner, client, kind, answer.share) != expected:
+            evidence = {"unmask": frame, "digests": masked.view.digests} | deal.evidence(client)
+            return PeerFault(
+                client, f"revealed a wrong share of the {kind.decode()} secret of client {owner}", evidence
             )
-        out[block.name] = total
-    return out
+        if isinstance(answer, messages.SelfShare):
+            self._self_shares.setdefault(owner, {})[client] = answer.share
+            return None
+        self._root_shares.setdefault(owner, {})[client] = answer.share
+        if not self._seed_matches(client, owner, answer.pair_seed):
+            chooser, other = (client, owner) if masked.view.graph.is_chooser(client, owner) else (owner, client)
+            evidence = {"unmask": frame, "digests": masked.view.digests} | masked.sharers.deals[chooser].evidence(other)
+            return PeerFault(
+                client, f"revealed a pair seed with client {owner} that is not the committed one", evidence
+            )
+        self._pair_seeds[client, owner] = answer.pair_seed
+        return None
+
+    def _seed_matches(self, client: int, peer: int, seed: bytes) -> bool:
+        view, deals = self._masked.view, self._masked.sharers.deals
+        chooser, other = (client, peer) if view.graph.is_chooser(client, peer) else (peer, client)
+        return deals[chooser].pair(other).pair_commitment == pair_commitment(view.transcript, chooser, other, seed)
+
+    def close(self, rejected: Rejected) -> dict[str, npt.NDArray[np.int64]]:
+        """Takes the masks off the sum.
+
+        Args:
+            rejected: Why answers were not taken, for the message of an error.
+
+        Returns:
+            `{block name: int64 (length,)}`, the exact sum over the survivors.
+
+        Raises:
+            BelowThresholdError: A secret that is needed has fewer than t valid shares.
+            PeerFault: t valid shares contradict their dealer's own commitments: it is provably corrupt, nothing is published.
+            RoundError: The sum is outside what inputs within their bounds can give.
+        """
+        masked = self._masked
+        streams = self._self_masks(rejected)
+        for dropped in sorted(set(masked.sharers.members) - self._survivors):
+            streams += self._pair_masks(dropped, rejected)
+        for index, words in enumerate(masked.sums):
+            prg.add_streams(words, stream_keys(streams, index, masked.view.transcript))
+        return {
+            block.name: _decode(words, block.bits, len(masked.survivors) * block.bound, block.name)
+            for block, words in zip(masked.host.params.blocks, masked.sums, strict=True)
+        }
+
+    def _reconstruct(
+        self, owners: Mapping[int, Mapping[int, bytes]], kind: bytes, rejected: Rejected
+    ) -> dict[int, bytes]:
+        """The secrets of some owners from t of their shares each, by owner and holder."""
+        masked, t = self._masked, self._masked.host.params.threshold
+        chosen = {}
+        for owner, shares in owners.items():
+            if len(shares) < t:
+                reason = f"shares of the {kind.decode()} secret of client {owner}"
+                raise BelowThresholdError("unmask", t, tuple(sorted(shares)), reason, rejected)
+            chosen[owner] = sorted(shares)[:t]
+        limbs = shamir.decode_shares(b"".join(owners[i][holder] for i, near in chosen.items() for holder in near))
+        points = [tuple(masked.view.graph.point(holder) for holder in near) for near in chosen.values()]
+        limbs = limbs.reshape(len(points), t, shamir.LIMBS)
+        in_range = [bool((rows < shamir.PRIME).all()) for rows in limbs]
+        secrets = {}
+        for owner, secret, valid in zip(chosen, shamir.reconstruct_many(points, limbs), in_range, strict=True):
+            if secret is None or not valid:
+                message = f"dealt shares of its {kind.decode()} secret that come from no 32-byte secret"
+                raise PeerFault(owner, message, self._dealing(owner, chosen[owner], owners[owner]))
+            secrets[owner] = secret
+        return secrets
+
+    def _dealing(self, owner: int, holders: list[int], shares: Mapping[int, bytes]) -> dict[str, bytes]:
+        """What proves a dealer corrupt: its advertisement, and t shares with the commitments that it signed."""
+        evidence = {
+            "advertisement": self._masked.sharers.before.frames[owner],
+            "digests": self._masked.view.digests,
+        }
+        for holder in holders:
+            evidence |= self._masked.sharers.deals[owner].evidence(holder)
+            evidence[f"share {holder}"] = shares[holder]
+        return evidence
+
+    def _self_masks(self, rejected: Rejected) -> list[Stream]:
+        masked = self._masked
+        shares = {owner: self._self_shares.get(owner, {}) for owner in masked.survivors}
+        seeds = self._reconstruct(shares, SELF, rejected)
+        for owner, seed in seeds.items():
+            if seed_commitment(masked.host.context, owner, seed) != masked.view.peers[owner].seed_commitment:
+                holders = sorted(shares[owner])[: masked.host.params.threshold]
+                message = "dealt shares of another self seed than it committed to"
+                raise PeerFault(owner, message, self._dealing(owner, holders, shares[owner]))
+        return [Stream(seed, Label.SELF_STREAM, subtract=True) for seed in seeds.values()]
+
+    def _pair_masks(self, dropped: int, rejected: Rejected) -> list[Stream]:
+        """What the survivors added and subtracted for a client that is not in the sum, each with its sign undone."""
+        masked, graph, streams = self._masked, self._masked.view.graph, []
+        opened: SecretRoot | None = None
+        for client in graph.within(dropped, self._survivors):
+            if dropped in masked.refusals[client]:
+                continue
+            seed = self._pair_seeds.get((client, dropped))
+            if seed is None:
+                opened = opened or self._open_root(dropped, rejected)
+                seed = self._seed_from_root(opened, dropped, client)
+            streams.append(Stream(seed, Label.PAIR_STREAM, subtract=graph.adds(client, dropped)))
+        return streams
+
+    def _open_root(self, dropped: int, rejected: Rejected) -> SecretRoot:
+        masked, shares = self._masked, self._root_shares.get(dropped, {})
+        root = self._reconstruct({dropped: shares}, ROOT, rejected)[dropped]
+        key = mask_key_pair(masked.host.suite, root, masked.host.context)
+        if key.public != masked.view.peers[dropped].mask_key:
+            holders = sorted(shares)[: masked.host.params.threshold]
+            message = "dealt shares of a mask root that does not give its mask key"
+            raise PeerFault(dropped, message, self._dealing(dropped, holders, shares))
+        return SecretRoot(root, key)
+
+    def _opened(self, opened: SecretRoot, dropped: int) -> dict[str, bytes]:
+        """What shows that an opened root is the one that its owner advertised."""
+        frame = self._masked.sharers.before.frames[dropped]
+        return {"root": opened.root, "advertisement": frame, "digests": self._masked.view.digests}
+
+    def _seed_from_root(self, opened: SecretRoot, dropped: int, client: int) -> bytes:
+        """The pair seed of an edge whose surviving end is silent, from the dropped end's root."""
+        masked, transcript = self._masked, self._masked.view.transcript
+        if masked.view.graph.is_chooser(dropped, client):
+            seed, culprit, holder = pair_seed(opened.root, transcript, dropped, client), dropped, client
+        else:
+            culprit, holder = client, dropped
+            box = masked.sharers.deals[client].pair(dropped).pair_box or b""
+            info = box_info(Purpose.PAIR_SEED, transcript, client, dropped)
+            try:
+                seed = masked.host.suite.open(opened.key, box, info=info)
+            except SealError as error:
+                evidence = self._opened(opened, dropped) | masked.sharers.deals[client].evidence(dropped)
+                raise PeerFault(
+                    client, f"sealed its pair seed for client {dropped} wrongly: {error}", evidence
+                ) from None
+        if not self._seed_matches(client, dropped, seed):
+            evidence = self._opened(opened, dropped) | masked.sharers.deals[culprit].evidence(holder)
+            raise PeerFault(culprit, "committed to another pair seed than it used", evidence)
+        return seed
+
+
+def _decode(words: npt.NDArray[np.unsignedinteger], bits: int, limit: int, name: str) -> npt.NDArray[np.int64]:
+    total = ring.decode(words, bits)
+    if total.size and (int(total.min()) < -limit or int(total.max()) > limit):
+        raise RoundError(
+            f"block {name!r}: the sum leaves +-{limit}, which inputs within their bounds cannot: a client sent more than its "
+            "bound, or a mask did not cancel; nothing is published"
+        )
+    return total

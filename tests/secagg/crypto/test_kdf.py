@@ -72,7 +72,7 @@ def test_digest_vectors():
 
 def test_labels_differ_and_carry_the_version():
     """No two purposes share a label, and each begins with the protocol version."""
-    assert len({label.value for label in Label}) == len(Label.__members__) == 17
+    assert len({label.value for label in Label}) == len(Label.__members__)
     assert all(label.value.startswith(b"secagg/1 ") for label in Label)
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -244,3 +245,32 @@ def test_bodies_beyond_the_librarys_limit_are_refused():
     """A body of 2**31 bytes is refused by name (a broadcast view, so nothing is allocated)."""
     with pytest.raises(InputError, match="has no tag"):
         prg.gmac(KEYS[0], memoryview(np.broadcast_to(np.uint8(0), 2**31)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64])
+def test_more_threads_give_the_same_stream(dtype, monkeypatch):
+    """However a vector is cut for the cores, each part takes up the keystream where it stands."""
+    keys = [(bytes([i]) * 32, i % 2 == 1) for i in range(12)]
+    length = 5_000_003 // np.dtype(dtype).itemsize
+    found = []
+    for cores in (1, 2, 3, 8):
+        monkeypatch.setattr(prg, "_CORES", cores)
+        words = np.zeros(length, dtype)
+        assert len(prg._parts(words, len(keys))) == cores
+        prg.add_streams(words, keys)
+        found.append(words)
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_threads_are_made_anew_after_a_fork():
+    """A child of a process whose threads have run masks the same, and does not wait for threads that it does not have."""
+    keys = [(bytes([i]) * 32, False) for i in range(12)]
+    before = np.zeros(1_200_000, np.uint32)
+    prg.add_streams(before, keys)
+    child = os.fork()
+    if child == 0:
+        after = np.zeros(1_200_000, np.uint32)
+        prg.add_streams(after, keys)
+        os._exit(0 if np.array_equal(before, after) else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -4,6 +4,7 @@ import os
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secagg import errors
@@ -155,3 +156,37 @@ def test_secret_keys_never_print_or_copy(suite):
         with pytest.raises(TypeError, match="never pickled"):
             take(secret)
     assert not hasattr(secret, "__dict__")
+
+
+LOW_ORDER = [
+    bytes(32),
+    (1).to_bytes(32, "little"),
+    (2**255 - 20).to_bytes(32, "little"),
+    (2**255 - 19).to_bytes(32, "little"),
+    (2**255 - 18).to_bytes(32, "little"),
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+]
+
+
+@pytest.mark.parametrize("name", sorted(SUITES))
+def test_a_key_is_refused_exactly_if_sealing_to_it_fails(name):
+    """Points of low order, coefficients out of range, wrong lengths, random bytes and good keys: the check and a box agree."""
+    suite = SUITES[name]
+    rng = np.random.default_rng(4)
+    good = suite.key_pair(rng.bytes(64) if suite.hybrid else None, rng.bytes(32)).public
+    keys = [good, good[:-1], good + b"\0", b"", rng.bytes(len(good)), b"\xff" * len(good)]
+    keys += [good[:-32] + point for point in LOW_ORDER] + [good[:-32] + rng.bytes(32) for _ in range(20)]
+    keys += [good[:place] + b"\xff\xff" + good[place + 2 :] for place in range(0, len(good) - 32, 97)]
+
+    def fails(attempt):
+        try:
+            attempt()
+        except SealError:
+            return True
+        return False
+
+    found = [fails(lambda key=key: suite.check_public_key(key)) for key in keys]
+    assert found == [fails(lambda key=key: suite.seal(key, b"x", info=b"y")) for key in keys]
+    assert sum(found) >= 10
+    assert not found[0]

@@ -30,7 +30,7 @@ def test_each_addressed_peer_gets_its_own_frame():
     asked = []
     engine = InProcessEngine({i: lambda _phase, frame, i=i: asked.append(i) or frame for i in (3, 1, 2)})
     assert engine.peers == (1, 2, 3)
-    assert engine.exchange("mask", {3: b"c", 1: b"a"}, deadline_s=None) == {1: b"a", 3: b"c"}
+    assert dict(engine.exchange("mask", {3: b"c", 1: b"a"}, deadline_s=None)) == {1: b"a", 3: b"c"}
     assert asked == [1, 3]
 
 
@@ -38,7 +38,7 @@ def test_a_silent_or_failed_peer_is_absent():
     """None and a `SecaggError` are silence; the error is kept for whoever wants to know."""
     error = ServerFault("lied")
     engine = InProcessEngine({1: echo, 2: lambda *_: None, 3: failing(error)})
-    assert engine.exchange("share", dict.fromkeys((1, 2, 3), b"x"), deadline_s=None) == {1: b"share:x"}
+    assert dict(engine.exchange("share", dict.fromkeys((1, 2, 3), b"x"), deadline_s=None)) == {1: b"share:x"}
     assert engine.failures == {3: error}
 
 
@@ -46,12 +46,12 @@ def test_a_bug_of_a_handler_passes_through():
     """Only errors of the protocol are silence."""
     engine = InProcessEngine({1: failing(ZeroDivisionError())})
     with pytest.raises(ZeroDivisionError):
-        engine.exchange("share", {1: b"x"}, deadline_s=None)
+        list(engine.exchange("share", {1: b"x"}, deadline_s=None))
 
 
 def test_an_unknown_peer_is_silent():
     """A frame for nobody has no answer."""
-    assert InProcessEngine({1: echo}).exchange("mask", {2: b"x"}, deadline_s=None) == {}
+    assert dict(InProcessEngine({1: echo}).exchange("mask", {2: b"x"}, deadline_s=None)) == {}
 
 
 def test_the_tap_sees_exactly_what_reaches_the_server():
@@ -60,7 +60,7 @@ def test_the_tap_sees_exactly_what_reaches_the_server():
     engine = InProcessEngine(
         {1: echo, 2: lambda *_: None, 3: failing(StateError("x"))}, tap=lambda *event: seen.append(event)
     )
-    engine.exchange("confirm", dict.fromkeys((1, 2, 3), b"x"), deadline_s=None)
+    list(engine.exchange("confirm", dict.fromkeys((1, 2, 3), b"x"), deadline_s=None))
     assert seen == [("confirm", 1, b"confirm:x")]
 
 
@@ -70,7 +70,7 @@ def test_a_late_answer_is_absent(monkeypatch):
     monkeypatch.setattr("secagg.engines.inprocess.time.perf_counter", lambda: next(clock))
     seen = []
     engine = InProcessEngine({1: echo, 2: echo}, tap=lambda *event: seen.append(event))
-    assert engine.exchange("mask", {1: b"x", 2: b"x"}, deadline_s=2.0) == {1: b"mask:x"}
+    assert dict(engine.exchange("mask", {1: b"x", 2: b"x"}, deadline_s=2.0)) == {1: b"mask:x"}
     assert [sender for _, sender, _ in seen] == [1]
     assert engine.client_seconds == {"mask": {1: 1.0, 2: 3.0}}
 
@@ -80,4 +80,4 @@ def test_a_closed_engine_reaches_nobody():
     engine = InProcessEngine({1: echo})
     engine.close()
     assert engine.peers == ()
-    assert engine.exchange("mask", {1: b"x"}, deadline_s=None) == {}
+    assert dict(engine.exchange("mask", {1: b"x"}, deadline_s=None)) == {}

@@ -2,7 +2,7 @@ import pytest
 
 from secagg import messages
 from secagg.crypto.kdf import Label
-from secagg.errors import BelowThresholdError, PeerFault, ServerFault
+from secagg.errors import BelowThresholdError, ServerFault, SignatureError
 from secagg.protocols.pairwise.parties import statement
 
 
@@ -113,8 +113,12 @@ def test_without_a_quorum_the_round_ends(new_round):
         (lambda _, f: f[:-1], Exception, "Confirm"),
         (lambda _, f: f + b"\0", Exception, "Confirm"),
         (lambda rd, _: rd.sent["confirm"][0], Exception, "sender 0 instead of 1"),
-        (lambda rd, _: confirm(rd, 1, signature(rd, 1, members=(0, 1, 2))), PeerFault, "client 1: wrong signature"),
-        (lambda rd, _: confirm(rd, 1, signature(rd, 0)), PeerFault, "client 1: wrong signature"),
+        (
+            lambda rd, _: confirm(rd, 1, signature(rd, 1, members=(0, 1, 2))),
+            SignatureError,
+            "client 1: wrong signature",
+        ),
+        (lambda rd, _: confirm(rd, 1, signature(rd, 0)), SignatureError, "client 1: wrong signature"),
         (lambda rd, _: confirm(rd, 1, signature(rd, 1), binding=bytes(32)), Exception, "another round"),
     ],
 )

@@ -1,6 +1,6 @@
+import dataclasses
 import itertools
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from secagg import messages, ring
 from secagg.crypto import prg
 from secagg.crypto.kdf import Label, derive
-from secagg.errors import BelowThresholdError, InputError, PeerFault, ServerFault
+from secagg.errors import (
+    BelowThresholdError,
+    DecodeError,
+    DisputeError,
+    InputError,
+    PeerFault,
+    ServerFault,
+    SignatureError,
+)
 from secagg.params import Block, RoundParams
 from secagg.protocols.pairwise import mask
 from secagg.protocols.pairwise.mask import settle
@@ -82,7 +90,7 @@ def test_the_masked_vector_is_input_plus_streams(new_round):
     transcript = rd.view.transcript
     for i, frame in rd.sent["mask"].items():
         near = rd.clients[i]._state.near
-        body = frame[4 + int.from_bytes(frame[:4], "big") :]
+        body = split(frame)[1]
         for index, block in enumerate(rd.params.blocks):
             size = ring.packed_length(block.length, block.bits)
             words, body = ring.unpack(body[:size], block.length, block.bits), body[size:]
@@ -102,7 +110,7 @@ def test_pair_masks_cancel_and_self_masks_do_not(new_round):
     rd.run("share")
     seeds = [rd.clients[i]._state.secrets.self_seed for i in range(4)]
     rd.run("confirm")
-    words = rd.session._state.sums[0].copy()
+    words = rd.session._state._masked.sums[0].copy()
     assert not np.array_equal(ring.decode(words, 20), rd.expected(range(4)))
     for seed in seeds:
         prg.add_stream(words, derive(seed, Label.SELF_STREAM, 0, salt=rd.view.transcript), subtract=True)
@@ -115,12 +123,20 @@ def test_pair_masks_cancel_and_self_masks_do_not(new_round):
 def split(frame):
     """Header frame and body."""
     end = 4 + int.from_bytes(frame[:4], "big")
-    return frame[4:end], frame[end:]
+    return frame[4:end], frame[end + -end % 16 :]
 
 
-def joined(header, body):
+def joined(header, body, pad=b"\0"):
     """A mask frame."""
-    return len(header).to_bytes(4, "big") + header + body
+    front = len(header).to_bytes(4, "big") + header
+    return front + pad * (-len(front) % 16) + body
+
+
+def padded_otherwise(frame):
+    """The frame with bytes other than zero between header and body."""
+    changed = joined(*split(frame), pad=b"\1")
+    assert changed != frame, "this header needs no padding"
+    return changed
 
 
 def flipped(frame, place):
@@ -129,60 +145,72 @@ def flipped(frame, place):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        (lambda f: f[:-1], "mask frame of"),
-        (lambda f: f + b"\0", "mask frame of"),
-        (lambda f: f[:3], "no mask frame"),
-        (lambda f: b"\xff\xff\xff\xff" + f[4:], "mask frame of"),
-        (lambda f: b"\0\0\0\0" + f[4:], "mask frame of"),
-        (lambda f: flipped(f, len(f) - 1), "body that its header does not authenticate"),
-        (lambda f: flipped(f, len(f) - 20), "body that its header does not authenticate"),
-        (lambda f: joined(split(f)[0][:-1], b"\0" + split(f)[1]), "mask frame of|Signed"),
-        (lambda f: flipped(f, 60), "wrong signature|another round|Signed|MaskHeader"),
+        (lambda f: f[:-1], DecodeError, "mask frame of"),
+        (lambda f: f + b"\0", DecodeError, "mask frame of"),
+        (lambda f: f[:3], DecodeError, "mask frame of 3 bytes"),
+        (lambda f: b"\xff\xff\xff\xff" + f[4:], DecodeError, "mask frame of"),
+        (lambda f: b"\0\0\0\0" + f[4:], DecodeError, "mask frame of"),
+        (lambda f: flipped(f, len(f) - 1), DecodeError, "not the one that its header authenticates"),
+        (lambda f: flipped(f, len(f) - 20), DecodeError, "not the one that its header authenticates"),
+        (lambda f: joined(split(f)[0][:-1], b"\0" + split(f)[1]), DecodeError, "mask frame of"),
+        (lambda f: joined(split(f)[0][:-1], split(f)[1]), DecodeError, "Signed"),
+        (lambda f: joined(split(f)[0] + b"\0", split(f)[1]), DecodeError, "Signed"),
+        (padded_otherwise, DecodeError, "not padded with zeros"),
+        (lambda f: flipped(f, 30), DecodeError, "another round"),
+        (lambda f: flipped(f, 4 + len(split(f)[0]) - 1), SignatureError, "wrong signature"),
     ],
 )
-def test_a_mask_frame_that_is_not_whole_makes_a_dropout(new_round, change, message):
-    """Sizes, header, tag: whatever was changed on the way, the sender's vector is not in the sum."""
+def test_a_mask_frame_that_is_not_whole_makes_a_dropout(new_round, change, error, message):
+    """Sizes, header, padding, tag: whatever was changed on the way, the sender's vector is not in the sum, and nobody is to blame."""
     rd = new_round()
     rd.up["mask", 1] = change
     rd.run()
     rd.check((0, 2, 3))
     assert rd.session.result.dropped == {1: "mask"}
-    with pytest.raises(Exception, match=message):
+    assert type(rd.session.result.rejected[1]) is error
+    with pytest.raises(error, match=message):
         raise rd.session.result.rejected[1]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "error", "message"),
     [
-        ({"refused": (1,)}, "who are not all its neighbours"),
-        ({"refused": (9,)}, "who are not all its neighbours"),
-        ({"refused": (3, 3)}, "who are not all its neighbours"),
-        ({"refused": (3, 2)}, "who are not all its neighbours"),
-        ({"refused": (-1,)}, "who are not all its neighbours|MaskHeader"),
-        ({"refused": (2, 3)}, "refused 2 dealers, more than c = 1"),
-        ({"body_length": 0}, "does not authenticate"),
-        ({"tag": bytes(16)}, "does not authenticate"),
-        ({"binding": bytes(32)}, "bound to another round"),
-        ({"sender": 2}, "sender 2 instead of 1"),
+        ({"refused": (1,)}, PeerFault, "client 1: refused clients that are not its neighbours, or not in order"),
+        ({"refused": (9,)}, PeerFault, "client 1: refused clients that are not its neighbours, or not in order"),
+        ({"refused": (3, 3)}, PeerFault, "client 1: refused clients that are not its neighbours, or not in order"),
+        ({"refused": (3, 2)}, PeerFault, "client 1: refused clients that are not its neighbours, or not in order"),
+        ({"refused": (-1,)}, DecodeError, "MaskHeader"),
+        ({"refused": (2, 3)}, PeerFault, "client 1: refused 2 dealers, more than c = 1"),
+        ({"body_length": 0}, DecodeError, "not the one that its header authenticates"),
+        ({"tag": bytes(16)}, DecodeError, "not the one that its header authenticates"),
+        ({"binding": bytes(32)}, DecodeError, "bound to another round"),
+        ({"sender": 2}, DecodeError, "sender 2 instead of 1"),
     ],
 )
-def test_a_signed_header_that_is_wrong_makes_a_dropout(new_round, changes, message):
-    """Whom a client may refuse, and how many; length, tag, binding, sender."""
+def test_a_signed_header_that_is_wrong_makes_a_dropout(new_round, changes, error, message):
+    """Whom a client may refuse, and how many; length, tag, binding, sender. The signed header is the evidence of a false refusal."""
     rd = new_round()
-    rd.up["mask", 1] = lambda f: joined(rd.resign(split(f)[0], messages.MaskHeader, by=1, **changes), split(f)[1])
+    rd.run("mask")
+    header = split(rd.ask("mask")[1])[0]
+    header = rd.resign(header, messages.MaskHeader, by=1, **changes)
+    digests = rd.view.digests
+    rd.up["mask", 1] = lambda f: joined(header, split(f)[1])
     rd.run()
     rd.check((0, 2, 3))
-    with pytest.raises(Exception, match=message):
+    assert rd.session.result.dropped == {1: "mask"}
+    with pytest.raises(error, match=message) as caught:
         raise rd.session.result.rejected[1]
+    if error is PeerFault:
+        assert caught.value.evidence == {"mask header": header, "digests": digests}
 
 
 def test_padding_that_is_not_zero_makes_a_dropout(new_round):
-    """A corrupt client that authenticates a body with bits in the padding is rejected, not added."""
+    """A corrupt client that authenticates a body with bits in the padding is rejected, not added, and found out."""
     rd = new_round()
     rd.run("mask")
-    mac_key = rd.session._state.mac_keys[1]
+    mac_key = rd.session._state._state.before.mac_keys[1]
 
     def alter(frame):
         header, body = split(frame)
@@ -193,7 +221,8 @@ def test_padding_that_is_not_zero_makes_a_dropout(new_round):
     rd.up["mask", 1] = alter
     rd.run()
     rd.check((0, 2, 3))
-    assert "padding" in str(rd.session.result.rejected[1])
+    with pytest.raises(PeerFault, match="client 1: block 'update': the padding"):
+        raise rd.session.result.rejected[1]
 
 
 def test_s28_a_copied_vector_is_rejected(new_round):
@@ -266,10 +295,10 @@ def test_an_honest_client_is_never_dropped_as_refused_by_too_many():
 def test_a_dropped_party_of_a_dispute_is_subtracted_again(new_round):
     """Its vector had arrived and was in the running sum; the sum of the others is exact."""
     rd = new_round()
-    rd.redeal(1, 0, lambda part: msgspec.structs.replace(part, root_commitment=bytes(32)))
+    rd.redeal(1, 0, lambda part: dataclasses.replace(part, root_commitment=bytes(32)))
     rd.run()
     rd.check((0, 2, 3))
-    assert rd.session.result.disputed == (1,)
+    assert rd.session.result.rejected[1].parties == (1, 0)
     assert rd.session.result.dropped == {1: "mask"}
 
 
@@ -280,9 +309,16 @@ def test_losing_a_dispute_blames_nobody_alone(new_round):
     rd.up["mask", 3] = lambda f: joined(rd.resign(split(f)[0], messages.MaskHeader, by=3, refused=(1,)), split(f)[1])
     rd.step()
     assert rd.session._dropped == {1: "mask"}
-    reason = rd.session._rejected[1]
-    assert not isinstance(reason, PeerFault)
-    assert "3" in str(reason)
+    reason = rd.session.rejected[1]
+    assert type(reason) is DisputeError
+    assert reason.parties == (1, 3)
+    assert "[1, 3]" in str(reason)
+    assert set(reason.evidence) == {"mask header 1", "mask header 3", "digests"}
+    for client, refused in ((1, ()), (3, (1,))):
+        header = reason.evidence[f"mask header {client}"]
+        read = messages.unseal(header, messages.MaskHeader, binding=rd.view.transcript, sender=client, roster=rd.roster)
+        assert read.refused == refused
+    assert reason.evidence["digests"] == rd.view.digests
 
 
 # What a client checks of U3.
@@ -323,7 +359,7 @@ def test_u3_must_come_from_u2(new_round):
 def test_u3_must_not_have_a_refused_client(new_round):
     """An open dispute would leave a mask in the sum: the refuser does not sign."""
     rd = new_round()
-    rd.redeal(1, 0, lambda part: msgspec.structs.replace(part, root_commitment=bytes(32)))
+    rd.redeal(1, 0, lambda part: dataclasses.replace(part, root_commitment=bytes(32)))
     rd.lie_to(0, "mask", messages.Survivors, lambda _: {"members": (0, 1, 2, 3)})
     rd.silence(3, "confirm")
     with pytest.raises(BelowThresholdError):

@@ -9,6 +9,7 @@ from secagg import messages
 from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SUITES
 from secagg.protocols.pairwise import parties
+from secagg.testing import parties as keys
 
 T1 = b"\x11" * 32
 SECRET = b"\x5e" * 32
@@ -41,18 +42,32 @@ def test_commitments_are_the_documented_hashes():
     assert parties.advertisement_digest(b"frame") == sha(b"advertisement", b"frame")
 
 
-def test_the_transcript_hash_is_in_cohort_order():
-    """T1 covers the context, ids and digests, sorted, whatever the order they came in."""
-    digests = {9: b"i" * 32, 2: b"b" * 32}
-    expected = sha(b"transcript", T1, 2, b"b" * 32, 9, b"i" * 32)
-    assert parties.transcript_hash(T1, digests) == expected
-    assert parties.transcript_hash(T1, dict(sorted(digests.items()))) == expected
+def transcript_of(params, digests):
+    """T1 over some digests, by id."""
+    _, server, roster = keys(params.cohort, params.suite)
+    host = parties.Host(params, roster, server)
+    blob = b"".join(i.to_bytes(8, "big") + digest for i, digest in digests.items())
+    return parties.view(host, blob, tuple(digests), {}).transcript
+
+
+def test_the_transcript_covers_the_context_and_every_digest(params_of):
+    """T1 is the hash of the context and the digests side by side, 40 bytes a member; the graph is over U1."""
+    p = params_of(cohort=(2, 5, 9, 11))
+    expected = sha(b"transcript", p.context, (2).to_bytes(8, "big") + b"b" * 32 + (9).to_bytes(8, "big") + b"i" * 32)
+    assert transcript_of(p, {2: b"b" * 32, 9: b"i" * 32}) == expected
+    _, server, roster = keys(p.cohort, p.suite)
+    seen = parties.view(parties.Host(p, roster, server), bytes(80), (2, 9), {})
+    assert seen.advertisers == (2, 9)
+    assert seen.graph.holders(2) == (2, 9)
 
 
 @pytest.mark.parametrize("digests", [{}, {2: b"b" * 32}, {2: b"i" * 32, 9: b"b" * 32}, {2: b"b" * 32, 8: b"i" * 32}])
-def test_another_set_of_advertisements_is_another_transcript(digests):
-    """One more, one fewer, two swapped, another id: T1 differs."""
-    assert parties.transcript_hash(T1, digests) != parties.transcript_hash(T1, {9: b"i" * 32, 2: b"b" * 32})
+def test_another_set_of_advertisements_is_another_transcript(params_of, digests):
+    """One more, one fewer, two swapped, another id: T1 differs; and so it does in another round."""
+    p = params_of(cohort=(2, 8, 9, 11))
+    good = {2: b"b" * 32, 9: b"i" * 32}
+    assert transcript_of(p, digests) != transcript_of(p, good)
+    assert transcript_of(params_of(cohort=(2, 8, 9, 11), round=1), good) != transcript_of(p, good)
 
 
 @pytest.mark.parametrize("change", [(b"\x12" * 32, 3, 4), (T1, 5, 4), (T1, 3, 5), (T1, 4, 3)])
@@ -83,16 +98,12 @@ def test_the_mask_key_is_a_function_of_root_and_context(suite):
     assert channel[:32] != key[:32]
 
 
-def test_holders_are_the_neighbours_and_the_dealer(params_of):
-    """A client keeps one of its own shares; the order is that of the leaves."""
-    p = params_of()
-    assert parties.holders(p, (0, 2, 3), 2) == (0, 2, 3)
-
-
-def test_a_statement_is_the_three_agreed_things():
-    """S encodes the transcript, U2 and U3, and differs if any does."""
+def test_a_statement_is_the_digest_of_the_three_agreed_things():
+    """S covers the transcript, U2 and U3 as ids side by side, and differs if any does."""
+    ids = lambda *clients: b"".join(i.to_bytes(8, "big") for i in clients)  # noqa: E731 - short
     encoded = parties.statement(T1, (1, 2, 3), (1, 2))
-    assert msgspec.msgpack.decode(encoded) == ["statement", T1, [1, 2, 3], [1, 2]]
+    assert encoded == sha(b"statement", T1, ids(1, 2, 3), ids(1, 2))
+    assert parties.encode_ids((1, 2**64 - 2)) == ids(1, 2**64 - 2)
     others = {
         parties.statement(b"\x12" * 32, (1, 2, 3), (1, 2)),
         parties.statement(T1, (1, 2), (1, 2)),
@@ -132,7 +143,7 @@ def test_no_state_prints_a_secret(new_round):
     while rd.session.phase is not None:
         rd.step()
         rd.collect_secrets()
-        secrets = rd.secrets | set(getattr(rd.session._state, "mac_keys", {}).values())
+        secrets = rd.secrets
         for session in (*rd.clients.values(), rd.session):
             for thing in walk(session, {}):
                 objects += 1
@@ -168,3 +179,14 @@ def test_answers_of_exchange_5_do_not_print_their_shares(answer):
     unmask = messages.Unmask(binding=T1, sender=1, answers=(answer,))
     for text in (repr(answer), repr(unmask)):
         assert "^" * 8 not in text
+
+
+def test_answers_are_made_when_they_are_asked_for():
+    """An outbox knows its recipients without making anything, and makes each answer when it is looked up."""
+    made = []
+    box = parties.Outbox((3, 5), lambda i: made.append(i) or bytes([i]))
+    assert (list(box), len(box), 3 in box, 4 in box, made) == ([3, 5], 2, True, False, [])
+    assert box[5] == b"\5"
+    assert made == [5]
+    with pytest.raises(KeyError):
+        box[4]

@@ -1,13 +1,15 @@
+import dataclasses
 import itertools
 
 import msgspec
 import numpy as np
 import pytest
 
-from secagg import graph, messages
+from secagg import messages
 from secagg.crypto import shamir
 from secagg.crypto.sealing import Purpose
-from secagg.errors import BelowThresholdError, PeerFault, ServerFault
+from secagg.errors import BelowThresholdError, DecodeError, DisputeError, PeerFault, ServerFault
+from secagg.protocols.pairwise import evidence
 from secagg.protocols.pairwise.parties import pair_seed
 
 GARBAGE = np.arange(9, dtype="<u4").tobytes()
@@ -40,7 +42,7 @@ def test_both_ends_of_an_edge_have_the_choosers_seed(new_round, suite):
     roots = {i: rd.clients[i]._state.secrets.root for i in range(4)}
     rd.run("confirm")
     for i, j in itertools.permutations(range(4), 2):
-        chooser, peer = (i, j) if graph.is_chooser(rd.params, i, j) else (j, i)
+        chooser, peer = (i, j) if rd.view.graph.is_chooser(i, j) else (j, i)
         seed = pair_seed(roots[chooser], rd.view.transcript, chooser, peer)
         assert near_of(rd, i).pair_seeds[j] == near_of(rd, j).pair_seeds[i] == seed
 
@@ -61,21 +63,26 @@ def test_the_own_leaf_goes_to_the_server_alone(new_round):
     rd = new_round()
     rd.run("mask")
     for client, answer in rd.answers.items():
-        deliveries = rd.payload(answer, messages.Shared).deliveries
-        assert [d.dealer for d in deliveries] == [i for i in range(4) if i != client]
-        assert all(messages.decode(d.leaf, messages.Part).holder == client for d in deliveries)
+        deliveries = messages.decode(answer, messages.SharedFrame).deliveries
+        dealers = [i for i in range(4) if i != client]
+        dealt = [leaves_of(rd.sent["share"][dealer]) for dealer in dealers]
+        assert [d.leaf for d in deliveries] == [leaves[client] for leaves in dealt]
+        for dealer, leaves in zip(dealers, dealt, strict=True):
+            assert len(leaves[dealer]) == 64
+            assert leaves[dealer][:32] not in answer
+            assert leaves[dealer][32:] not in answer
 
 
 def bad_parts(rd):
     """Every way in which dealer 1's part for client 0 can be wrong under a valid signature; 0 chooses seeds for 1."""
     seal = lambda plain: rd.seal(Purpose.SHARES, 1, 0, plain)  # noqa: E731 - the transcript exists later
     return {
-        "a box that does not open": lambda part: msgspec.structs.replace(part, share_box=b"\0" * len(part.share_box)),
-        "two other shares": lambda part: msgspec.structs.replace(part, share_box=seal(GARBAGE * 2)),
+        "a box that does not open": lambda part: dataclasses.replace(part, share_box=b"\0" * len(part.share_box)),
+        "two other shares": lambda part: dataclasses.replace(part, share_box=seal(GARBAGE * 2)),
         "a limb out of range": rd.reseal(1, 0, root=OUTSIDE, self_seed=GARBAGE),
         "the other limb out of range": rd.reseal(1, 0, root=GARBAGE, self_seed=OUTSIDE),
-        "a wrong commitment": lambda part: msgspec.structs.replace(part, root_commitment=b"\0" * 32),
-        "commitments swapped": lambda part: msgspec.structs.replace(
+        "a wrong commitment": lambda part: dataclasses.replace(part, root_commitment=b"\0" * 32),
+        "commitments swapped": lambda part: dataclasses.replace(
             part, root_commitment=part.self_commitment, self_commitment=part.root_commitment
         ),
     }
@@ -102,7 +109,9 @@ def test_a_dealer_whose_part_is_wrong_is_refused_and_the_others_sum_stands(new_r
     assert set(near_of(rd, 0).pair_seeds) == {2, 3}
     rd.run()
     rd.check((0, 2, 3))
-    assert rd.session.result.disputed == (1,)
+    dispute = rd.session.result.rejected[1]
+    assert isinstance(dispute, DisputeError)
+    assert dispute.parties == (1, 0)
 
 
 @pytest.mark.parametrize("kind", ["box", "other seed", "commitment", "short"])
@@ -110,17 +119,17 @@ def test_a_chooser_whose_seed_is_wrong_is_refused(new_round, kind):
     """A pair seed that does not open, is not the committed one, or has another length: the same as a wrong share."""
     rd = new_round()
     dealer, holder = 0, 1
-    assert graph.is_chooser(rd.params, dealer, holder)
 
     def change(part):
-        box, commitment = part.pair.box, part.pair.commitment
+        assert rd.view.graph.is_chooser(dealer, holder)
+        box, commitment = part.pair_box, part.pair_commitment
         if kind == "box":
             box = bytes(len(box))
         if kind == "other seed":
             box = rd.seal(Purpose.PAIR_SEED, dealer, holder, b"\7" * 32)
         if kind == "commitment":
             commitment = bytes(32)
-        return msgspec.structs.replace(part, pair=messages.PairBox(box if kind != "short" else box[:-1], commitment))
+        return dataclasses.replace(part, pair_box=box if kind != "short" else box[:-1], pair_commitment=commitment)
 
     rd.redeal(dealer, holder, change)
     rd.run("confirm")
@@ -145,7 +154,7 @@ def test_more_wrong_dealers_than_can_be_corrupt_end_the_clients_round(new_round)
     """Two wrong parts where c = 1: the client stops with a named error, sends nothing, and the others go on."""
     rd = new_round(5, colluders=1)
     for dealer in (1, 2):
-        rd.redeal(dealer, 0, lambda part: msgspec.structs.replace(part, root_commitment=b"\0" * 32))
+        rd.redeal(dealer, 0, lambda part: dataclasses.replace(part, root_commitment=b"\0" * 32))
     rd.run("mask")
     rd.ask("mask")
     assert isinstance(rd.errors[0], PeerFault)
@@ -168,71 +177,118 @@ def swapped(leaves):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        (lambda leaves: leaves[:-1], "3 parts for 4 holders"),
-        (lambda leaves: [*leaves, leaves[0]], "5 parts for 4 holders"),
-        (lambda _: [], "0 parts for 4 holders"),
-        (swapped, "Part|is for"),
-        (lambda leaves: [leaves[0], b"", *leaves[2:]], "Part|OwnPart"),
-        (lambda leaves: [leaves[2], *leaves[1:]], "part of client 1 is for 2 instead of 0"),
+        (lambda leaves: leaves[:-1], PeerFault, "client 1: sent 3 parts for 4 holders"),
+        (lambda leaves: [*leaves, leaves[0]], DecodeError, "5 parts are more than there are clients"),
+        (lambda _: [], PeerFault, "client 1: sent 0 parts for 4 holders"),
+        (swapped, PeerFault, "client 1: sent 4 parts for 4 holders, or parts of a wrong length"),
+        (lambda leaves: [leaves[0], b"", *leaves[2:]], PeerFault, "parts of a wrong length"),
+        (lambda leaves: [leaves[0], leaves[1] + b"\0", *leaves[2:]], PeerFault, "parts of a wrong length"),
+        (lambda leaves: [leaves[2], *leaves[1:]], PeerFault, "parts of a wrong length"),
     ],
 )
-def test_a_frame_of_the_wrong_form_makes_a_dropout(new_round, change, message):
+def test_a_frame_of_the_wrong_form_makes_a_dropout(new_round, change, error, message):
     """Too few, too many, swapped or broken parts under a valid root: rejected with its reason, before U2."""
     rd = new_round()
 
     def alter(frame):
         leaves = change(leaves_of(frame))
-        if leaves:
-            return rd.share_frame(1, leaves)
-        return messages.encode(messages.ShareFrame(messages.decode(frame, messages.ShareFrame).header, ()))
+        signed = rd.share_frame(1, leaves or [b""])
+        header = messages.decode(signed, messages.ShareFrame).header
+        return messages.encode(messages.ShareFrame(header, tuple(leaves)))
 
     rd.up["share", 1] = alter
     rd.run()
     rd.check((0, 2, 3))
     assert rd.session.result.dropped == {1: "share"}
-    with pytest.raises(Exception, match=message):
+    assert type(rd.session.result.rejected[1]) is error
+    with pytest.raises(error, match=message) as caught:
         raise rd.session.result.rejected[1]
+    if error is PeerFault:
+        assert evidence.check(caught.value.evidence, 1, rd.params, rd.roster)
+
+
+def test_more_parts_than_holders_in_a_smaller_u1_make_a_dropout(new_round):
+    """A signed part too many is the dealer's fault, also where there are no more parts than clients in the cohort."""
+    rd = new_round(5, colluders=0)
+    rd.silence(4, "advertise")
+    rd.up["share", 1] = lambda f: rd.share_frame(1, [*leaves_of(f), leaves_of(f)[0]])
+    rd.run()
+    rd.check((0, 2, 3))
+    fault = rd.session.result.rejected[1]
+    assert isinstance(fault, PeerFault)
+    assert "client 1: sent 5 parts for 4 holders" in str(fault)
+    assert evidence.check(fault.evidence, 1, rd.params, rd.roster)
 
 
 @pytest.mark.parametrize(
-    ("holder", "change", "message"),
+    ("holder", "change"),
     [
-        (0, lambda part: msgspec.structs.replace(part, share_box=part.share_box + b"\0"), "share box of"),
-        (
-            0,
-            lambda part: msgspec.structs.replace(part, pair=messages.PairBox(b"x" * 80, b"\0" * 32)),
-            "not the chooser",
-        ),
-        (2, lambda part: msgspec.structs.replace(part, pair=None), "not the chooser, or none where it is"),
-        (1, lambda part: msgspec.structs.replace(part, holder=3), "under another name"),
-        (0, lambda part: msgspec.structs.replace(part, holder=2), "is for 2 instead of 0"),
+        (0, lambda part: dataclasses.replace(part, share_box=part.share_box + b"\0")),
+        (0, lambda part: dataclasses.replace(part, pair_box=b"x" * 80, pair_commitment=b"\0" * 32)),
+        (2, lambda part: dataclasses.replace(part, pair_box=None, pair_commitment=None)),
+        (2, lambda part: dataclasses.replace(part, pair_box=part.pair_box[:-1])),
     ],
 )
-def test_a_part_of_the_wrong_form_makes_a_dropout(new_round, holder, change, message):
-    """Box sizes, the chooser rule and the holder's name are checked by the server too."""
+def test_a_part_of_the_wrong_form_makes_a_dropout(new_round, holder, change):
+    """Box sizes and the chooser rule are checked by the server too; the frame that the dealer signed is the evidence."""
     rd = new_round()
     rd.redeal(1, holder, change)
+    sent, alter = [], rd.up["share", 1]
+    rd.up["share", 1] = lambda frame: sent.append(alter(frame)) or sent[0]
+    rd.run("mask")
+    digests = rd.view.digests
     rd.run()
     rd.check((0, 2, 3))
-    assert message in str(rd.session.result.rejected[1])
+    assert rd.session.result.dropped == {1: "share"}
+    fault = rd.session.result.rejected[1]
+    assert isinstance(fault, PeerFault)
+    assert fault.party == 1
+    assert "parts of a wrong length" in str(fault)
+    assert fault.evidence == {"shares": sent[0], "digests": digests}
+    assert evidence.check(fault.evidence, 1, rd.params, rd.roster)
+
+
+def test_another_holders_part_makes_the_holder_refuse(new_round):
+    """A dealer that signs client 3's part at client 0's place: the box is bound to its recipient and does not open."""
+    rd = new_round(5, colluders=1)
+    rd.up["share", 1] = lambda f: rd.share_frame(1, [(x := leaves_of(f))[3], *x[1:]])
+    rd.run("confirm")
+    assert near_of(rd, 0).refused == (1,)
+    rd.run()
+    rd.check((0, 2, 3, 4))
 
 
 def test_parts_that_are_not_under_the_signed_root_are_rejected(new_round):
-    """Leaves changed after signing name the sender."""
+    """Leaves changed after signing are not taken, and nobody is blamed: the network could have changed them."""
     rd = new_round()
 
     def alter(frame):
         shares = messages.decode(frame, messages.ShareFrame)
-        leaves = [*shares.leaves[:2], shares.leaves[2][:-1] + b"\0", *shares.leaves[3:]]
+        changed = shares.leaves[2][:-1] + bytes([shares.leaves[2][-1] ^ 1])
+        leaves = [*shares.leaves[:2], changed, *shares.leaves[3:]]
         return messages.encode(messages.ShareFrame(shares.header, tuple(leaves)))
 
     rd.up["share", 1] = alter
     rd.run()
     rd.check((0, 2, 3))
-    assert rd.session.result.rejected[1].party == 1
-    assert "not under its signed root" in str(rd.session.result.rejected[1])
+    assert rd.session.result.dropped == {1: "share"}
+    assert type(rd.session.result.rejected[1]) is DecodeError
+    assert "client 1 are not under its signed root" in str(rd.session.result.rejected[1])
+
+
+def test_the_right_parts_are_taken_after_some_that_are_not_under_the_signed_root(new_round):
+    """What the network changed costs its sender nothing once the signed frame comes."""
+    rd = new_round()
+    rd.run("share")
+    shares = messages.decode(rd.ask("share")[1], messages.ShareFrame)
+    damaged = messages.encode(messages.ShareFrame(shares.header, shares.leaves[::-1]))
+    with pytest.raises(DecodeError, match="not under its signed root"):
+        rd.session.receive(1, damaged)
+    rd.run()
+    rd.check((0, 1, 2, 3))
+    assert rd.session.result.rejected == {}
 
 
 def test_s28_a_copied_box_does_not_open(new_round):
@@ -241,11 +297,11 @@ def test_s28_a_copied_box_does_not_open(new_round):
     copied = {}
 
     def keep(frame):
-        copied["box"] = messages.decode(leaves_of(frame)[0], messages.Part).share_box
+        copied["box"] = rd.part(1, 0, leaves_of(frame)[0]).share_box
         return frame
 
     rd.up["share", 1] = keep
-    rd.redeal(2, 0, lambda part: msgspec.structs.replace(part, share_box=copied["box"]))
+    rd.redeal(2, 0, lambda part: dataclasses.replace(part, share_box=copied["box"]))
     rd.run("confirm")
     assert near_of(rd, 0).refused == (2,)
     rd.run()
@@ -279,18 +335,24 @@ def test_too_few_sharers_end_the_round(new_round):
         (lambda m: {"deliveries": m.deliveries[:-1]}, "does not come with exactly the parts"),
         (lambda _: {"deliveries": ()}, "does not come with exactly the parts"),
         (lambda m: {"deliveries": (*m.deliveries, m.deliveries[0])}, "does not come with exactly the parts"),
-        (lambda m: {"deliveries": m.deliveries[::-1]}, "does not come with exactly the parts"),
-        (lambda _: {"members": (1, 2, 3)}, "U2 leaves out client 0"),
-        (lambda _: {"members": (0, 1, 2)}, "does not come with exactly the parts"),
-        (lambda _: {"members": (0, 1)}, "U2 has 2 members, fewer than the agreed minimum 3"),
-        (lambda _: {"members": (0, 1, 2, 3, 9)}, r"U2 contains \[9\]"),
-        (lambda _: {"members": (0, 1, 2, 2, 3)}, "names a client twice"),
+        ((1, 2, 3), "U2 leaves out client 0"),
+        ((0, 1, 2), "does not come with exactly the parts"),
+        ((0, 1), "U2 has 2 members, fewer than the agreed minimum 3"),
+        ((0, 1, 2, 3, 9), r"U2 contains \[9\]"),
+        ((0, 1, 2, 2, 3), "names a client twice"),
     ],
 )
 def test_a_wrong_u2_is_the_servers_fault(new_round, change, message):
     """Missing neighbour parts, the own id left out, strangers, too few: the client stops and blames the server."""
     rd = new_round()
-    rd.lie_to(0, "share", messages.Shared, change)
+    lies_inside = isinstance(change, tuple)
+    rd.lie_to(
+        0,
+        "share",
+        messages.Shared,
+        (lambda _: {"members": change}) if lies_inside else (lambda _: {}),
+        outer_change=(lambda _: {}) if lies_inside else change,
+    )
     rd.run()
     assert isinstance(rd.errors[0], ServerFault)
     with pytest.raises(ServerFault, match=message):
@@ -306,20 +368,21 @@ def test_a_wrong_u2_is_the_servers_fault(new_round, change, message):
         lambda d: {"header": d[1].header},
         lambda d: {"path": d[1].path},
         lambda d: {"path": d[0].path[:-1]},
-        lambda d: {"path": (*d[0].path, b"\0" * 32)},
-        lambda _: {"path": ()},
-        lambda d: {"header": d[0].header[:-1] + b"\0", "leaf": d[0].leaf},
+        lambda d: {"path": d[0].path + b"\0" * 32},
+        lambda d: {"path": d[0].path + b"\0"},
+        lambda _: {"path": b""},
+        lambda d: {"header": d[0].header[:-1] + bytes([d[0].header[-1] ^ 1])},
     ],
 )
 def test_a_part_that_its_dealer_did_not_sign_is_the_servers_fault(new_round, change):
     """A dealer is never refused for what the server made up."""
     rd = new_round()
 
-    def lie(message):
-        d = message.deliveries
+    def lie(frame):
+        d = frame.deliveries
         return {"deliveries": (msgspec.structs.replace(d[0], **change(d)), *d[1:])}
 
-    rd.lie_to(0, "share", messages.Shared, lie)
+    rd.lie_to(0, "share", messages.Shared, lambda _: {}, outer_change=lie)
     rd.run()
     with pytest.raises(ServerFault, match="part of client 1 is not what it signed"):
         raise rd.errors[0]
@@ -330,9 +393,21 @@ def test_another_holders_part_is_the_servers_fault(new_round):
     """The part for client 2 with its valid path is not at client 0's place in the tree."""
     rd = new_round()
     rd.run("mask")
-    foreign = rd.payload(rd.answers[2], messages.Shared).deliveries[1]
-    assert foreign.dealer == 1
-    rd.lie_to(0, "share", messages.Shared, lambda m: {"deliveries": (foreign, *m.deliveries[1:])})
+    foreign = messages.decode(rd.answers[2], messages.SharedFrame).deliveries[1]
+    assert foreign.leaf == leaves_of(rd.sent["share"][1])[2]
+    rd.lie_to(
+        0, "share", messages.Shared, lambda _: {}, outer_change=lambda f: {"deliveries": (foreign, *f.deliveries[1:])}
+    )
     rd.run()
     with pytest.raises(ServerFault, match="part of client 1 is not what it signed"):
         raise rd.errors[0]
+
+
+def test_parts_in_another_order_are_the_servers_fault(new_round):
+    """The order says whose part is whose."""
+    rd = new_round()
+    rd.lie_to(0, "share", messages.Shared, lambda _: {}, outer_change=lambda f: {"deliveries": f.deliveries[::-1]})
+    rd.run()
+    with pytest.raises(ServerFault, match="part of client 1 is not what it signed"):
+        raise rd.errors[0]
+    rd.check((1, 2, 3))

@@ -1,13 +1,17 @@
+import copy
+import dataclasses
 import itertools
 
 import msgspec
 import numpy as np
 import pytest
 
-from secagg import graph, messages
+from secagg import graph, messages, ring
+from secagg.crypto import shamir
 from secagg.crypto.sealing import Purpose
 from secagg.errors import BelowThresholdError, PeerFault, RoundError
-from secagg.protocols.pairwise import unmask
+from secagg.protocols.pairwise import evidence, unmask
+from secagg.protocols.pairwise.parties import share_commitment
 
 SHARE = np.arange(9, dtype="<u4").tobytes()
 
@@ -41,7 +45,7 @@ def test_nobody_is_asked_for_what_was_never_sent(new_round):
     """Who fell silent before its shares, or was refused, has no answer."""
     rd = new_round(6, colluders=1)
     rd.silence(5, "share")
-    rd.redeal(4, 0, lambda part: msgspec.structs.replace(part, root_commitment=bytes(32)))
+    rd.redeal(4, 0, lambda part: dataclasses.replace(part, root_commitment=bytes(32)))
     rd.run()
     assert sorted(answers_of(rd, 0)) == [0, 1, 2, 3]
     assert sorted(answers_of(rd, 1)) == [0, 1, 2, 3, 4]
@@ -58,23 +62,24 @@ def test_a_silent_survivors_edges_come_from_the_dropped_ones_root(new_round, sui
     rd.silence(dropped, "mask")
     rd.silence(silent, "unmask")
     opened = []
-    original = unmask._open_root
+    original = unmask.CollectingAnswers._open_root
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unmask, "_open_root", lambda *args: opened.append(args[0]) or original(*args))
+        watched = lambda self, dropped, rejected: opened.append(dropped) or original(self, dropped, rejected)  # noqa: E731 - short
+        patch.setattr(unmask.CollectingAnswers, "_open_root", watched)
         rd.run()
     assert opened == [dropped]
     rd.check([i for i in range(5) if i != dropped])
 
 
-def test_both_directions_of_the_chooser_are_covered(params_of):
+def test_both_directions_of_the_chooser_are_covered():
     """The pairs above have the dropped client as chooser, and as the other end; (0, 1) and (1, 0) do."""
-    p = params_of(5, colluders=0)
-    assert (graph.is_chooser(p, 0, 1), graph.is_chooser(p, 1, 0)) == (True, False)
+    whole = graph.build(tuple(range(5)), tuple(range(5)), 4, bytes(32))
+    assert (whole.is_chooser(0, 1), whole.is_chooser(1, 0)) == (True, False)
 
 
 def test_the_root_is_not_rebuilt_while_the_neighbours_answer(new_round, monkeypatch):
     """R stays closed where no survivor is silent: its neighbours' seeds are enough."""
-    monkeypatch.setattr(unmask, "_open_root", None)
+    monkeypatch.setattr(unmask.CollectingAnswers, "_open_root", None)
     rd = new_round()
     rd.silence(1, "mask")
     rd.run()
@@ -108,6 +113,7 @@ def test_a_wrong_answer_names_its_sender_and_the_sum_stands(new_round, change, m
     assert isinstance(fault, PeerFault)
     assert fault.party == 3
     assert message in str(fault)
+    assert evidence.check(fault.evidence, 3, rd.params, rd.roster)
 
 
 def test_valid_answers_beside_a_wrong_one_count(new_round):
@@ -115,7 +121,7 @@ def test_valid_answers_beside_a_wrong_one_count(new_round):
     rd = new_round()
     rd.silence(0, "unmask")
     reveal(rd, 3, lambda a: [*a[:2], msgspec.structs.replace(a[2], share=SHARE), *a[3:]])
-    with pytest.raises(BelowThresholdError, match="shares of the self seed of client 2") as caught:
+    with pytest.raises(BelowThresholdError, match="shares of the self secret of client 2") as caught:
         rd.run()
     assert caught.value.alive == (1, 2)
 
@@ -126,9 +132,13 @@ def test_a_wrong_root_share_names_its_sender(new_round):
     rd.silence(4, "mask")
     reveal(rd, 3, lambda a: [*a[:4], msgspec.structs.replace(a[4], share=SHARE)])
     rd.silence(0, "unmask")
-    with pytest.raises(BelowThresholdError, match="shares of the mask root of client 4"):
+    with pytest.raises(BelowThresholdError, match="shares of the root secret of client 4") as caught:
         rd.run()
-    assert rd.sent["unmask"][3]
+    assert caught.value.alive == (1, 2)
+    fault = caught.value.rejected[3]
+    assert isinstance(fault, PeerFault)
+    assert fault.party == 3
+    assert "wrong share of the root secret of client 4" in str(fault)
 
 
 @pytest.mark.parametrize("liar", [0, 1, 2])
@@ -140,6 +150,7 @@ def test_a_wrong_pair_seed_names_its_sender_and_is_replaced(new_round, liar):
     rd.run()
     rd.check((0, 1, 2))
     fault = rd.session.result.rejected[liar]
+    assert isinstance(fault, PeerFault)
     assert fault.party == liar
     assert "pair seed with client 3 that is not the committed one" in str(fault)
 
@@ -162,8 +173,6 @@ def test_an_inconsistent_polynomial_names_its_dealer_and_nothing_is_published(ne
 
 def test_a_polynomial_of_another_secret_names_its_dealer(new_round, monkeypatch):
     """Consistent shares of a b or an R that was not committed to: the dealer is named."""
-    from secagg.crypto import shamir
-
     real = shamir.share
     for kind in (0, 1):
         rd = new_round(5, colluders=0, threshold=3)
@@ -186,10 +195,34 @@ def test_a_polynomial_of_another_secret_names_its_dealer(new_round, monkeypatch)
         monkeypatch.setattr(shamir, "share", real)
 
 
+def test_an_own_share_outside_the_field_names_its_dealer(new_round):
+    """A dealer commits to its own share plus the prime and reveals it: no honest dealer makes it, so nothing is published."""
+    rd = new_round(5, colluders=0, threshold=3)
+    rd.run("share")
+    rd.ask("share")
+    right = rd.clients[1]._state.own.self_seed
+    limbs = np.frombuffer(right, "<u4").copy()
+    limbs[0] += shamir.PRIME
+    wrong = limbs.tobytes()
+
+    def deal(frame):
+        leaves = list(messages.decode(frame, messages.ShareFrame).leaves)
+        leaves[1] = leaves[1][:32] + share_commitment(rd.view.transcript, 1, 1, b"self", wrong)
+        return rd.share_frame(1, leaves)
+
+    rd.up["share", 1] = deal
+    reveal(rd, 1, lambda a: [msgspec.structs.replace(x, share=wrong) if x.owner == 1 else x for x in a])
+    with pytest.raises(PeerFault, match="dealt shares of its self secret that come from no 32-byte secret") as caught:
+        rd.run()
+    assert caught.value.party == 1
+    assert evidence.check(caught.value.evidence, 1, rd.params, rd.roster)
+
+
 def test_a_choosers_false_seed_is_found_when_its_root_is_opened(new_round):
     """The seed of an edge was not HKDF(R): seen only if R must stand in for a silent client, and then it has a name."""
     rd = new_round(5, colluders=0, threshold=3)
-    assert graph.is_chooser(rd.params, 0, 1)
+    rd.run("share")
+    assert rd.view.graph.is_chooser(0, 1)
     rd.redeal(0, 1, rd.false_seed(0, 1))
     rd.silence(0, "mask")
     rd.silence(1, "unmask")
@@ -201,9 +234,7 @@ def test_a_choosers_false_seed_is_found_when_its_root_is_opened(new_round):
 def test_a_survivors_bad_seed_box_is_found_when_the_root_is_opened(new_round):
     """A survivor sealed garbage to one that then dropped, and is silent at the end: named, nothing is published."""
     rd = new_round(5, colluders=0, threshold=3)
-    rd.redeal(
-        0, 1, lambda p: msgspec.structs.replace(p, pair=messages.PairBox(bytes(len(p.pair.box)), p.pair.commitment))
-    )
+    rd.redeal(0, 1, lambda p: dataclasses.replace(p, pair_box=bytes(len(p.pair_box))))
     rd.silence(1, "mask")
     rd.silence(0, "unmask")
     with pytest.raises(PeerFault, match="sealed its pair seed for client 1 wrongly") as caught:
@@ -217,9 +248,7 @@ def test_a_survivors_other_seed_is_found_when_the_root_is_opened(new_round):
     rd.redeal(
         0,
         1,
-        lambda p: msgspec.structs.replace(
-            p, pair=messages.PairBox(rd.seal(Purpose.PAIR_SEED, 0, 1, b"\7" * 32), p.pair.commitment)
-        ),
+        lambda p: dataclasses.replace(p, pair_box=rd.seal(Purpose.PAIR_SEED, 0, 1, b"\7" * 32)),
     )
     rd.silence(1, "mask")
     rd.silence(0, "unmask")
@@ -233,7 +262,7 @@ def test_t_silent_survivors_are_too_many(new_round):
     rd = new_round()
     rd.silence(1, "unmask")
     rd.silence(2, "unmask")
-    with pytest.raises(BelowThresholdError, match=r"unmask: 2 of at least 3.*self seed of client 0") as caught:
+    with pytest.raises(BelowThresholdError, match=r"unmask: 2 of at least 3.*self secret of client 0") as caught:
         rd.run()
     assert (caught.value.phase, caught.value.needed, caught.value.alive) == ("unmask", 3, (0, 3))
 
@@ -245,6 +274,8 @@ def test_a_sum_outside_its_range_is_not_published(new_round):
     rd = new_round()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask, "check_inputs", lambda _params, _inputs: None)
+        real = ring.encode_into
+        patch.setattr(ring, "encode_into", lambda x, _low, _high, words: real(x, -(2**62), 2**62, words))
         huge = np.full(5, 2**18)
         rd.clients[2] = rd.client(2, inputs={"update": huge, "count": rd.inputs[2]["count"]})
         with pytest.raises(RoundError, match=r"block 'update': the sum leaves \+-4000.*nothing is published"):
@@ -263,7 +294,18 @@ def test_the_range_follows_the_survivors(new_round):
     assert rd.session.result.sums["update"].tolist() == [3000] * 5
 
 
-def test_what_was_revealed_does_not_print():
-    """The server's collection of shares and seeds shows no byte of them."""
-    revealed = unmask._Revealed({1: {2: b"\x5e" * 36}}, {1: {2: b"\x5e" * 36}}, {(1, 2): b"\x5e" * 32}, {})
-    assert "^" * 8 not in repr(revealed)
+def test_what_was_revealed_does_not_print(new_round):
+    """The server's collection of shares and seeds shows no byte of them, and is not copied."""
+    rd = new_round()
+    rd.silence(3, "mask")
+    rd.run("unmask")
+    for i, frame in rd.ask("unmask").items():
+        rd.session.receive(i, frame)
+    collected = rd.session._state
+    assert collected._self_shares
+    assert collected._root_shares
+    assert collected._pair_seeds
+    assert repr(collected) == "<CollectingAnswers>"
+    assert repr(unmask.SecretRoot(b"\x5e" * 32, None)) == "<SecretRoot>"
+    with pytest.raises(TypeError, match="never pickled or copied"):
+        copy.copy(collected)

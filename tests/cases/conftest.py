@@ -1,0 +1,135 @@
+"""Cases from other frameworks: the marker that ties a test to its rows, and what the tests have in common.
+
+A test of this folder is marked `@pytest.mark.case("S1")`; `rows.json` has the rows, `test_every_row_has_a_test.py` ties them together.
+Nothing here may be skipped: a report that says so becomes a failure.
+"""
+
+import numpy as np
+import pytest
+
+from secagg import ClientSession, RoundParams, ServerSession
+from secagg.errors import SecaggError
+from secagg.params import PHASES
+from secagg.testing import parties
+
+
+def pytest_configure(config):
+    """The marker, known to `--strict-markers`."""
+    config.addinivalue_line("markers", "case(row, ...): the rows of tests/cases/rows.json that a test stands for")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):  # noqa: ARG001 - the hook's signature
+    """A row that was not tried is not held: skipped and expected failures fail here."""
+    report = yield
+    if report.skipped or hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"no test in tests/cases may be skipped or expected to fail: {report.longrepr}"
+        report.__dict__.pop("wasxfail", None)
+    return report
+
+
+def round_params(n, blocks, **fields):
+    """Parameters of a round of clients 0 … n - 1, or of the given ids, in the classical suite."""
+    cohort = tuple(range(n)) if isinstance(n, int) else tuple(n)
+    return RoundParams(cohort=cohort, blocks=tuple(blocks), **({"suite": "classical"} | fields))
+
+
+def at_random(params, seed=0):
+    """Inputs of every client, each entry anywhere within its block's bound, both bounds among them."""
+    rng = np.random.default_rng(seed)
+
+    def values(block):
+        x = rng.integers(-block.bound, block.bound, block.length, endpoint=True, dtype=np.int64)
+        x[: block.length // 3] = block.bound
+        x[block.length // 3 : 2 * block.length // 3] *= -1
+        return x
+
+    return {i: {block.name: values(block) for block in params.blocks} for i in params.cohort}
+
+
+def added(inputs, clients):
+    """The sums over some clients, in Python's integers: `{block: list}`."""
+    chosen = [inputs[i] for i in clients]
+    return {
+        name: [sum(column) for column in zip(*(x[name].tolist() for x in chosen), strict=True)] for name in chosen[0]
+    }
+
+
+class Round:
+    """A round driven by hand, in which a test may put anything in place of a frame.
+
+    Attributes:
+        clients: The sessions by id; replace one to restart it.
+        server: The server's session.
+        down: What the server sent last, by recipient.
+        errors: Errors of clients, which are silent from then on.
+        refused: (phase, sender, error) of frames that the server did not take.
+    """
+
+    def __init__(self, params, inputs, options=None):
+        self.params, self.inputs = params, inputs
+        self.identities, self.server_identity, self.roster = parties(params.cohort, params.suite)
+        self.clients = {i: self.client(i, **(options or {}).get(i, {})) for i in params.cohort}
+        self.server = ServerSession(params, self.server_identity, self.roster)
+        self.down = dict(self.server.open())
+        self.errors, self.refused = {}, []
+        self.phases = list(PHASES)
+
+    def client(self, i, **options):
+        """A fresh session of a client."""
+        return ClientSession(self.params, self.identities[i], self.roster, self.inputs[i], **options)
+
+    def answers(self):
+        """What each client that is still there sends in this phase."""
+        frames = {}
+        for i, frame in self.down.items():
+            try:
+                frames[i] = self.clients[i].start() if self.phases[0] == PHASES[0] else self.clients[i].receive(frame)
+            except SecaggError as error:
+                self.errors[i] = error
+        return frames
+
+    def deliver(self, frames):
+        """Hand frames, `{sender: frame}` or pairs, to the server."""
+        for sender, frame in frames.items() if isinstance(frames, dict) else frames:
+            try:
+                self.server.receive(sender, frame)
+            except SecaggError as error:
+                self.refused.append((self.phases[0], sender, error))
+
+    def close(self):
+        """Close the phase."""
+        self.down = dict(self.server.close_phase())
+        self.phases.pop(0)
+
+    def run(self, until=None, silent=()):
+        """Go on to the phase `until`, or to the end, without some clients."""
+        while self.phases and self.phases[0] != until:
+            self.deliver({i: frame for i, frame in self.answers().items() if i not in silent})
+            self.close()
+        return self if self.phases else self.server.result
+
+
+@pytest.fixture(scope="session")
+def params_of():
+    """`params_of(n or ids, blocks, **fields)`: parameters in the classical suite."""
+    return round_params
+
+
+@pytest.fixture(scope="session")
+def inputs_of():
+    """`inputs_of(params, seed=0)`: inputs of every client, within the bounds and at them."""
+    return at_random
+
+
+@pytest.fixture(scope="session")
+def total():
+    """`total(inputs, clients)`: the sums in Python's integers."""
+    return added
+
+
+@pytest.fixture(scope="session")
+def by_hand():
+    """`by_hand(params, inputs, {client: options of its session})`: a round whose frames a test may change."""
+    return Round

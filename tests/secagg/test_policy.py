@@ -1,0 +1,198 @@
+import math
+
+import msgspec
+import pytest
+
+from secagg import Block, ClientPolicy, ClientSession, RoundParams
+from secagg.errors import DeclinedError, DecodeError, ParameterError, PolicyError
+from secagg.guard import MemoryGuard
+from secagg.protocols.pairwise import decline
+from secagg.testing import parties
+
+BLOCKS = (Block("update", 5, 20, 1000),)
+ROSTER = dict.fromkeys(range(20), bytes(32))
+
+
+def params(n=6, **fields):
+    """A round that the policies below allow."""
+    return RoundParams(cohort=tuple(range(n)), blocks=BLOCKS, **({"colluders": 1, "dropouts": 1} | fields))
+
+
+def policy(**fields):
+    """A policy that allows the round above."""
+    return ClientPolicy(**fields)
+
+
+def check(found, proposed, **fields):
+    """The policy's verdict about client 0."""
+    found.check(proposed, fields.pop("client", 0), fields.pop("roster", ROSTER), fields.pop("guard", None))
+
+
+@pytest.mark.parametrize(
+    ("rule", "inside", "outside", "proposed"),
+    [
+        ("min_cohort", {"min_cohort": 6}, {"min_cohort": 7}, {}),
+        ("min_known_peers", {"min_known_peers": 5}, {"min_known_peers": 6}, {}),
+        (
+            "min_known_peers",
+            {"known_peers": {1, 2, 3}, "min_known_peers": 3},
+            {"known_peers": {1, 2, 9}, "min_known_peers": 3},
+            {},
+        ),
+        ("min_known_peers", {"known_peers": {1, 2}}, {"known_peers": {1, 0}}, {}),
+        ("min_threshold", {"min_threshold": 4}, {"min_threshold": 5}, {}),
+        ("min_survivors", {"min_survivors": 5}, {"min_survivors": 6}, {}),
+        ("min_colluders", {"min_colluders": 1}, {"min_colluders": 2}, {}),
+        ("suites", {}, {"suites": {"classical"}}, {}),
+        ("suites", {"suites": {"classical", "hybrid"}}, {}, {"suite": "classical"}),
+        ("adversaries", {}, {"adversaries": {"curious"}}, {}),
+        ("adversaries", {"adversaries": {"curious"}}, {}, {"adversary": "curious"}),
+        ("blocks", {"blocks": BLOCKS}, {"blocks": (*BLOCKS, Block("count", 1, 64, 10))}, {}),
+        ("blocks", {"blocks": BLOCKS}, {"blocks": (Block("update", 5, 21, 1000),)}, {}),
+        ("blocks", {"blocks": BLOCKS}, {"blocks": (Block("update", 6, 20, 1000),)}, {}),
+        ("blocks", {"blocks": BLOCKS}, {"blocks": (Block("update", 5, 20, 999),)}, {}),
+    ],
+)
+def test_a_round_just_outside_a_limit_is_refused_by_its_name(rule, inside, outside, proposed):
+    """Each limit lets the last allowed round through and refuses the next; the error has the limit's name."""
+    check(policy(**inside), params(**proposed))
+    with pytest.raises(PolicyError, match=f"policy {rule}: ") as caught:
+        check(policy(**outside), params(**proposed))
+    assert caught.value.rule == rule
+
+
+def test_the_order_of_blocks_counts():
+    """Streams are keyed by a block's place."""
+    two = (Block("a", 1, 20, 10), Block("b", 1, 20, 10))
+    swapped = RoundParams(cohort=range(4), blocks=two[::-1])
+    with pytest.raises(PolicyError, match="the order"):
+        check(policy(blocks=two), swapped)
+
+
+def test_s10_a_cohort_of_strangers_is_refused():
+    """A server that fills the cohort with its own clients: they are not on the roster, or not known."""
+    with pytest.raises(PolicyError, match=r"clients \[3, 4, 5\] are not on the roster"):
+        check(policy(), params(), roster=dict.fromkeys(range(3), bytes(32)))
+    with pytest.raises(PolicyError, match="1 known peers are in the cohort, at least 2"):
+        check(policy(known_peers={1}), params())
+    with pytest.raises(PolicyError, match="client 9 is not in it"):
+        check(policy(), params(), client=9)
+
+
+def test_a_sparse_graph_is_refused_unless_allowed():
+    """It is experimental against a lying server."""
+    sparse, roster = params(250, colluders=5), dict.fromkeys(range(250), bytes(32))
+    with pytest.raises(PolicyError, match="policy allow_sparse: a sparse graph of degree"):
+        check(policy(), sparse, roster=roster)
+    check(policy(allow_sparse=True), sparse, roster=roster)
+
+
+def test_rounds_and_their_rate_are_counted_by_the_guard():
+    """So many in a life, so many in any stretch of time; without a guard such a policy is an error of ours."""
+    now = [1000.0]
+    guard = MemoryGuard(clock=lambda: now[0])
+    for number in range(2):
+        guard.record(bytes(16), number, "advertise", bytes(32), b"")
+    check(policy(max_rounds=3, max_rate=(3, 60.0)), params(), guard=guard)
+    with pytest.raises(PolicyError, match="policy max_rounds: 2 rounds were begun, 2 are allowed"):
+        check(policy(max_rounds=2), params(), guard=guard)
+    with pytest.raises(PolicyError, match=r"policy max_rate: 2 rounds were begun within 60\.0 s, 2 are allowed"):
+        check(policy(max_rate=(2, 60.0)), params(), guard=guard)
+    now[0] += 61
+    check(policy(max_rate=(2, 60.0)), params(), guard=guard)
+    for limited in (policy(max_rounds=9), policy(max_rate=(9, 1.0))):
+        with pytest.raises(ParameterError, match="needs a guard"):
+            check(limited, params())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_cohort": 2}, "min_cohort must be an integer of at least 3"),
+        ({"min_cohort": True}, "min_cohort"),
+        ({"min_threshold": 1}, "min_threshold must be an integer of at least 2"),
+        ({"min_known_peers": -1}, "min_known_peers"),
+        ({"max_rounds": 1.5}, "max_rounds"),
+        ({"suites": ()}, "suites: a set of some of"),
+        ({"suites": "hybrid"}, "suites: a set of some of"),
+        ({"suites": {"rot13"}}, "suites: a set of some of"),
+        ({"adversaries": {"kind"}}, "adversaries: a set of some of"),
+        ({"max_rate": (0, 1.0)}, "max_rate rounds"),
+        ({"max_rate": (1, math.nan)}, "max_rate: seconds"),
+        ({"max_rate": (1, -1.0)}, "max_rate: seconds"),
+    ],
+)
+def test_a_limit_that_means_nothing_is_refused(fields, message):
+    """A policy is checked when it is made; the error names the limit."""
+    with pytest.raises(ParameterError, match=message):
+        policy(**fields)
+
+
+def proposal(good, **changes):
+    """The encoding of a round with some fields replaced, past the checks of the constructor."""
+    names = [
+        "version", "suite", "session", "round", "cohort", "threshold", "degree", "colluders", "dropouts", "blocks",
+        "app_context", "min_survivors", "adversary",
+    ]  # fmt: skip
+    items = dict(zip(names, msgspec.msgpack.decode(good.encode()), strict=True)) | changes
+    return msgspec.msgpack.encode(list(items.values()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": 1},
+        {"cohort": [0, 1], "threshold": 2, "degree": 1},
+        {"blocks": [["update", 5, 2, 1]]},
+        {"blocks": []},
+        {"version": 2},
+        {"min_survivors": 2},
+        {"session": b"short"},
+    ],
+)
+def test_s10_what_is_unsound_or_unreadable_is_refused(changes):
+    """Threshold 1, a two-bit modulus, a cohort of two: `join` refuses what it cannot read or what no policy could allow."""
+    p = params(suite="classical")
+    identities, _, roster = parties(p.cohort, p.suite)
+    for data in (proposal(p, **changes), b"", b"rubbish"):
+        with pytest.raises(PolicyError, match="policy parameters: ") as caught:
+            ClientSession.join(data, policy(suites={"classical"}), identities[0], roster, {})
+        assert caught.value.rule == "parameters"
+
+
+def test_the_server_learns_the_reason_and_the_others_go_on(new_round):
+    """A client whose policy refuses says so in a signed frame; the sum is that of the others, and the outcome has the rule."""
+    rd = new_round()
+    opening = rd.session.open()[2]
+    with pytest.raises(PolicyError) as caught:
+        ClientSession.join(opening, policy(min_cohort=9), rd.identities[2], rd.roster, rd.inputs[2])
+    frame = decline(opening, rd.identities[2], caught.value)
+    other = decline(opening[:-1], rd.identities[2], caught.value)
+    for client, wrong in ((2, other), (1, frame), (2, frame[:-1])):
+        with pytest.raises(DecodeError):
+            rd.session.receive(client, wrong)
+    rd.session.receive(2, frame)
+    rd.up["advertise", 2] = lambda _: None
+    rd.run()
+    rd.check((0, 1, 3))
+    declined = rd.session.result.rejected[2]
+    assert isinstance(declined, DeclinedError)
+    assert declined.rule == "min_cohort"
+    assert "4 clients are proposed, at least 9 are needed" in str(declined)
+
+
+def test_a_client_joins_what_its_policy_allows(new_round):
+    """`join` gives a session that takes part; inputs may be a function of the parameters."""
+    rd = new_round()
+    allowed = policy(suites={"classical"}, blocks=rd.params.blocks, min_threshold=3)
+    asked = []
+    rd.clients[1] = ClientSession.join(
+        rd.session.open()[1],
+        allowed,
+        rd.identities[1],
+        rd.roster,
+        lambda agreed: asked.append(agreed) or rd.inputs[1],
+    )
+    rd.run()
+    rd.check((0, 1, 2, 3))
+    assert asked == [rd.params]
