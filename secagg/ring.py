@@ -119,6 +119,40 @@ def decode(words: Words, bits: int) -> npt.NDArray[np.int64]:
     return signed
 
 
+def room_to_decode(length: int, bits: int) -> Words:
+    """A zero vector for a running sum that `decode_in_place` turns into integers where it lies.
+
+    Returns:
+        Words `(length,)`, the front of a buffer of `length` int64; pages behind them are not touched before they are needed.
+    """
+    room = np.zeros(length, np.int64)
+    words: Words = room.view(word_dtype(bits))[:length]
+    return words
+
+
+def decode_in_place(words: Words, bits: int) -> npt.NDArray[np.int64]:
+    """`decode` without room for a second vector; the words are gone then.
+
+    Args:
+        words: What `room_to_decode` gave.
+        bits: b.
+
+    Returns:
+        int64 `(length,)`, in the same memory.
+
+    Raises:
+        InputError: The words are not the front of such a buffer.
+    """
+    _check_words(words, bits)
+    room = words.base
+    if not isinstance(room, np.ndarray) or room.dtype != np.int64 or room.shape != words.shape:
+        raise InputError("only words that were made with room for integers are decoded in place")
+    # From the end: integer i needs the bytes of words from 2i or more on, which are done with by then.
+    for start in range((words.size - 1) // _BLOCK * _BLOCK, -1, -_BLOCK):
+        room[start : start + _BLOCK] = decode(words[start : start + _BLOCK], bits)
+    return room
+
+
 def combine_packed(acc: Words, buf: ReadBuffer, bits: int, *, subtract: bool = False) -> None:
     """`acc += unpack(buf)` in place, wrapping at the word, without room for the unpacked vector.
 

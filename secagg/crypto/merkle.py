@@ -37,6 +37,10 @@ class Tree:
             above = [sibling + above[index >> 1] for index, sibling in enumerate(siblings)]
         return above
 
+    def forget_paths(self) -> None:
+        """Let go of the paths, which are larger than the tree; they are computed anew when somebody asks."""
+        self.__dict__.pop("paths", None)
+
 
 def check(leaf: bytes, *, index: int, size: int, path: bytes, expected_root: bytes) -> None:
     """That `leaf` stands at `index` of the `size` leaves under `expected_root`.

@@ -35,6 +35,9 @@ CHUNK_BYTES = 256 * 1024
 _WORTH_A_THREAD = 4 * 2**20
 _CORES = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
+# A cipher's state takes about 3 kB; a server that takes off thousands of masks opens so many at a time.
+_OPEN_STREAMS = 64
+
 _BLOCK_LENGTH = 16
 _ZERO_NONCE = bytes(12)
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
@@ -69,7 +72,7 @@ def add_stream(acc: Words, key: bytes, *, subtract: bool = False) -> None:
 
 
 def add_streams(acc: Words, keys: Iterable[tuple[bytes, bool]]) -> None:
-    """Add many streams to a vector in place: `add_stream` for each (key, subtract), in one pass over the vector.
+    """Add many streams to a vector in place: `add_stream` for each (key, subtract), in few passes over the vector.
 
     Args:
         acc: `(length,)`, uint8, uint16, uint32 or uint64, writable.
@@ -99,16 +102,17 @@ def _parts(acc: Words, streams: int) -> list[tuple[int, int]]:
 
 def _add_part(acc: Words, offset: int, signed: list[tuple[bytes, Any]]) -> None:
     """Combine words [offset, offset + len(acc)) of every stream with `acc`; the offset is at a whole cipher block."""
-    streams = [(_encryptor(key, offset * acc.itemsize // _BLOCK_LENGTH), combine) for key, combine in signed]
     keystream = _scratch.keystream
     words = keystream.view(acc.dtype.newbyteorder("<"))
-    step = words.size
-    for start in range(0, acc.size, step):
-        part = acc[start : start + step]
-        zeros, out, addend = _ZEROS[: part.nbytes], keystream[: part.nbytes], words[: part.size]
-        for encryptor, combine in streams:
-            encryptor.update_into(zeros, out)
-            combine(part, addend, out=part)
+    step, block = words.size, offset * acc.itemsize // _BLOCK_LENGTH
+    for first in range(0, len(signed), _OPEN_STREAMS):
+        streams = [(_encryptor(key, block), combine) for key, combine in signed[first : first + _OPEN_STREAMS]]
+        for start in range(0, acc.size, step):
+            part = acc[start : start + step]
+            zeros, out, addend = _ZEROS[: part.nbytes], keystream[: part.nbytes], words[: part.size]
+            for encryptor, combine in streams:
+                encryptor.update_into(zeros, out)
+                combine(part, addend, out=part)
 
 
 @cache

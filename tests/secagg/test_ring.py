@@ -281,3 +281,24 @@ def test_buffers_that_do_not_fit_are_refused():
     for target in (np.zeros(32, np.uint32), np.zeros(33, np.uint64), np.zeros((33, 1), np.uint32)):
         with pytest.raises(InputError, match="33 entries of 22 bits go into"):
             ring.unpack(packed, 33, 22, out=target)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 9, 20, 32, 33, 64])
+@pytest.mark.parametrize("length", [0, 1, 2, 1000, ring._BLOCK, ring._BLOCK + 1, 2 * ring._BLOCK + 77])
+def test_decoding_in_place_is_decoding(bits, length):
+    """The integers come to stand where the words stood, the same as in fresh memory."""
+    words = ring.room_to_decode(length, bits)
+    assert not words.any()
+    words[:] = random_words(length, bits, 3)
+    expected = ring.decode(words.copy(), bits)
+    found = ring.decode_in_place(words, bits)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, expected)
+    assert not length or np.shares_memory(found, words)
+
+
+def test_decoding_in_place_needs_its_room():
+    """Words of another origin would overwrite what lies behind them."""
+    for words in (np.zeros(4, np.uint32), np.zeros(8, np.uint32)[:4], np.zeros(8, np.int64).view(np.uint32)[:4]):
+        with pytest.raises(InputError, match="made with room for integers"):
+            ring.decode_in_place(words, 32)

@@ -237,9 +237,7 @@ class CollectingVectors(Redacted):
         self._spool = spool
         self._headers: dict[int, bytes] = {}
         self._refusals: dict[int, tuple[int, ...]] = {}
-        self._sums: list[Words] = [
-            np.zeros(block.length, ring.word_dtype(block.bits)) for block in state.host.params.blocks
-        ]
+        self._sums: list[Words] = [ring.room_to_decode(block.length, block.bits) for block in state.host.params.blocks]
 
     def take(self, client: int, frame: bytes) -> None:
         """Adds a masked vector to the running sum.
@@ -291,6 +289,8 @@ class CollectingVectors(Redacted):
             for total, (block, packed) in zip(self._sums, _blocks(self._spool.get(client), params), strict=True):
                 ring.combine_packed(total, packed, block.bits, subtract=True)
         self._spool.close()
+        for deal in state.deals.values():
+            deal.tree.forget_paths()  # delivered by now; only evidence may want one again
         survivors = tuple(client for client in refusals if client not in disputed)
         if len(survivors) < params.min_survivors:
             raise BelowThresholdError("mask", params.min_survivors, survivors, "min_survivors", rejected | disputed)

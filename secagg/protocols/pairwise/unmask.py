@@ -245,7 +245,7 @@ class CollectingAnswers(Redacted):
 
 
 def _decode(words: npt.NDArray[np.unsignedinteger], bits: int, limit: int, name: str) -> npt.NDArray[np.int64]:
-    total = ring.decode(words, bits)
+    total = ring.decode_in_place(words, bits)
     if total.size and (int(total.min()) < -limit or int(total.max()) > limit):
         raise RoundError(
             f"block {name!r}: the sum leaves +-{limit}, which inputs within their bounds cannot: a client sent more than its "

@@ -145,3 +145,13 @@ def test_a_wrong_size_is_refused():
     for size in (5, 12):
         with pytest.raises(DecodeError):
             merkle.check(leaves[4], index=4, size=size, path=tree.paths[4], expected_root=tree.root)
+
+
+def test_forgotten_paths_are_computed_anew():
+    """Letting go of the paths changes nothing but memory."""
+    tree = merkle.Tree([bytes([i]) for i in range(9)])
+    before = list(tree.paths)
+    tree.forget_paths()
+    assert "paths" not in vars(tree)
+    tree.forget_paths()
+    assert tree.paths == before

@@ -274,3 +274,15 @@ def test_threads_are_made_anew_after_a_fork():
         prg.add_streams(after, keys)
         os._exit(0 if np.array_equal(before, after) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_more_streams_than_are_open_at_once_are_all_added(monkeypatch):
+    """The result does not depend on how many ciphers are open at a time."""
+    keys = [(bytes([i]) * 32, i % 3 == 0) for i in range(10)]
+    found = []
+    for count in (1, 3, 10, 64):
+        monkeypatch.setattr(prg, "_OPEN_STREAMS", count)
+        words = np.zeros(100_001, np.uint32)
+        prg.add_streams(words, keys)
+        found.append(words)
+    assert all(np.array_equal(found[0], other) for other in found[1:])
