@@ -188,6 +188,11 @@ class FileGuard(MemoryGuard):
                 raise GuardError(f"{self._path}: the disk is full")
             os.fsync(self._file)
         except OSError as error:
+            # What of the line is there must not stand behind the next one; a guard that cannot take it back is of no use.
+            try:
+                os.ftruncate(self._file, self._end)
+            except OSError:
+                self.close()
             raise GuardError(f"{self._path}: {error.strerror}; nothing may leave") from None
         self._end += len(line)
 

@@ -86,3 +86,5 @@ class FileSpool:
         if self._file is not None:
             self._file.close()
             self._file = None
+        self._places.clear()
+        self._end = 0

@@ -193,7 +193,11 @@ def test_a_retry_without_a_client_is_refused_unless_it_was_reserved(tmp_path, ne
 @given(
     steps=st.lists(
         st.tuples(
-            st.sampled_from(PHASES), st.integers(0, 1), st.sampled_from([SESSION, OTHER]), st.sampled_from([b"", b"r"])
+            st.sampled_from(PHASES),
+            st.integers(0, 1),
+            st.sampled_from([SESSION, OTHER]),
+            st.sampled_from([CONTEXT, ELSEWHERE]),
+            st.sampled_from([b"", b"r"]),
         ),
         max_size=15,
     ),
@@ -204,9 +208,10 @@ def test_a_file_remembers_what_memory_does(tmp_path_factory, steps, reopen):
     path = tmp_path_factory.mktemp("guard") / "guard.jsonl"
     memory, store = MemoryGuard(), FileGuard(path)
 
-    def attempt(guard, phase, number, session, reservation):
+    def attempt(guard, step):
+        phase, number, session, context, reservation = step
         try:
-            record(guard, phase, number=number, session=session, reservation=reservation)
+            record(guard, phase, number=number, session=session, context=context, reservation=reservation)
         except GuardError as error:
             return str(error)
         return None
@@ -215,5 +220,85 @@ def test_a_file_remembers_what_memory_does(tmp_path_factory, steps, reopen):
         if place in reopen:
             store.close()
             store = FileGuard(path)
-        assert attempt(memory, *step) == attempt(store, *step)
+        assert attempt(memory, step) == attempt(store, step)
+        assert memory.rounds(0) == store.rounds(0)
     store.close()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_even_a_client_that_kept_its_secrets_never_repeats_a_frame(tmp_path, new_round, phase):
+    """Against a restored memory image: a second session that reaches the same phase is stopped by the file, and is spent."""
+    path = tmp_path / "guard.jsonl"
+    first = new_round(session=SESSION)
+    with FileGuard(path) as store:
+        first.clients[1] = first.client(1, guard=store)
+        first.run(phase)
+        assert 1 in first.ask(phase)
+    second = new_round(session=SESSION)
+    second.run(phase)
+    with FileGuard(path) as store:
+        second.clients[1]._guard = store
+        assert 1 not in second.ask(phase)
+    assert isinstance(second.errors[1], GuardError)
+    assert f"phase {phase} of round 0" in str(second.errors[1])
+    with pytest.raises(StateError):
+        second.clients[1].receive(b"x")
+
+
+def test_a_line_torn_anywhere_is_cut_off(tmp_path):
+    """From its first byte to all but its end: the lines before it count, and its step can be taken once."""
+    path = tmp_path / "guard.jsonl"
+    with FileGuard(path, clock=lambda: 100.0) as store:
+        record(store, "advertise")
+        before = path.read_bytes()
+        record(store, "share")
+    whole = path.read_bytes()
+    for kept in (1, 2, (len(whole) - len(before)) // 2, len(whole) - len(before) - 1):
+        path.write_bytes(whole[: len(before) + kept])
+        with FileGuard(path, clock=lambda: 100.0) as store:
+            assert path.read_bytes() == before
+            with pytest.raises(GuardError):
+                record(store, "advertise")
+            record(store, "share")
+            with pytest.raises(GuardError):
+                record(store, "share")
+        assert path.read_bytes() == whole
+
+
+def test_the_step_is_on_the_disk_before_the_frame_is_there(tmp_path, monkeypatch, new_round):
+    """At the moment of each fsync the file has the step, and the client has not answered yet."""
+    path, order, real = tmp_path / "guard.jsonl", [], os.fsync
+    rd = new_round()
+    with FileGuard(path) as store:
+
+        def watched(file):
+            real(file)
+            order.append(path.read_bytes().count(b"\n"))
+
+        monkeypatch.setattr(os, "fsync", watched)
+        rd.clients[1] = rd.client(1, guard=store)
+        for place, phase in enumerate(PHASES, start=1):
+            assert order == list(range(1, place))
+            rd.ask(phase)
+            assert order == list(range(1, place + 1))
+            rd.step()
+
+
+def test_a_line_that_failed_leaves_nothing_behind(tmp_path, monkeypatch):
+    """A disk that does not take a long line: a shorter one after it is the file's last, and the file stays readable."""
+    path, times = tmp_path / "guard.jsonl", iter((100.123456, 101.5))
+    store = FileGuard(path, clock=lambda: next(times))
+    real = os.fsync
+
+    def full(_file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GuardError, match="nothing may leave"):
+        record(store, "advertise")
+    monkeypatch.setattr(os, "fsync", real)
+    record(store, "mask", session=OTHER)
+    store.close()
+    with FileGuard(path) as again:
+        record(again, "advertise")
+    assert path.read_bytes().count(b"\n") == 2

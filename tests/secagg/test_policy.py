@@ -3,9 +3,18 @@ import math
 import msgspec
 import pytest
 
-from secagg import Block, ClientPolicy, ClientSession, RoundParams
-from secagg.errors import DeclinedError, DecodeError, ParameterError, PolicyError
-from secagg.guard import MemoryGuard
+from secagg import Block, ClientPolicy, ClientSession, RoundParams, messages
+from secagg.errors import (
+    BelowThresholdError,
+    DeclinedError,
+    DecodeError,
+    InputError,
+    ParameterError,
+    PolicyError,
+    SignatureError,
+    StateError,
+)
+from secagg.guard import FileGuard, MemoryGuard
 from secagg.protocols.pairwise import decline
 from secagg.testing import parties
 
@@ -113,6 +122,9 @@ def test_rounds_and_their_rate_are_counted_by_the_guard():
         ({"min_threshold": 1}, "min_threshold must be an integer of at least 2"),
         ({"min_known_peers": -1}, "min_known_peers"),
         ({"max_rounds": 1.5}, "max_rounds"),
+        ({"max_rounds": -1}, "max_rounds must be an integer of at least 0"),
+        ({"min_survivors": -1}, "min_survivors"),
+        ({"min_colluders": -1}, "min_colluders"),
         ({"suites": ()}, "suites: a set of some of"),
         ({"suites": "hybrid"}, "suites: a set of some of"),
         ({"suites": {"rot13"}}, "suites: a set of some of"),
@@ -120,6 +132,9 @@ def test_rounds_and_their_rate_are_counted_by_the_guard():
         ({"max_rate": (0, 1.0)}, "max_rate rounds"),
         ({"max_rate": (1, math.nan)}, "max_rate: seconds"),
         ({"max_rate": (1, -1.0)}, "max_rate: seconds"),
+        ({"max_rate": (1, 0)}, "max_rate: seconds"),
+        ({"max_rate": (1, math.inf)}, "max_rate: seconds"),
+        ({"max_rate": (1, True)}, "max_rate: seconds"),
     ],
 )
 def test_a_limit_that_means_nothing_is_refused(fields, message):
@@ -196,3 +211,136 @@ def test_a_client_joins_what_its_policy_allows(new_round):
     rd.run()
     rd.check((0, 1, 2, 3))
     assert asked == [rd.params]
+
+
+def join(proposed, allowed, *, client=0, guard=None, roster=None):
+    """A session of one client in the round that is proposed, with inputs of zero length left to exchange 3."""
+    identities, _, everybody = parties(proposed.cohort, proposed.suite)
+    return ClientSession.join(
+        proposed.encode(), allowed, identities[client], roster or everybody, lambda _: {}, guard=guard
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "refusing", "allowing", "proposed"),
+    [
+        (
+            "blocks",
+            {"suites": {"classical"}, "blocks": (Block("update", 4, 20, 1000),)},
+            {"suites": {"classical"}, "blocks": BLOCKS},
+            {},
+        ),
+        ("suites", {}, {"suites": {"classical"}}, {}),
+        (
+            "allow_sparse",
+            {"suites": {"classical"}},
+            {"suites": {"classical"}, "allow_sparse": True},
+            {"n": 210, "colluders": 2, "dropouts": 5},
+        ),
+    ],
+)
+def test_join_keeps_to_the_policy(rule, refusing, allowing, proposed):
+    """Other blocks, the classical suite by default and a sparse graph by default end in `join`, before any frame exists."""
+    p = params(**({"suite": "classical"} | proposed))
+    assert join(p, policy(**allowing)).start()
+    with pytest.raises(PolicyError) as caught:
+        join(p, policy(**refusing))
+    assert caught.value.rule == rule
+
+
+def test_join_refuses_a_cohort_of_strangers():
+    """Clients that this one has no keys of, and clients that it has keys of but does not know."""
+    p = params(suite="classical")
+    _, _, few = parties((0, 1, 2), "classical")
+    classical = {"suites": {"classical"}}
+    with pytest.raises(PolicyError, match=r"policy cohort: clients \[3, 4, 5\]") as caught:
+        join(p, policy(**classical), roster=few)
+    assert caught.value.rule == "cohort"
+    with pytest.raises(PolicyError) as caught:
+        join(p, policy(known_peers={0, 1}, **classical))
+    assert caught.value.rule == "min_known_peers"
+    assert join(p, policy(known_peers={1, 2}, **classical)).start()
+
+
+def test_join_counts_the_rounds_that_left_before(tmp_path):
+    """A round counts once its first frame was asked for; the count and the rate outlive a restart."""
+    now, path = [1000.0], tmp_path / "guard.jsonl"
+    limited = policy(suites={"classical"}, max_rounds=3, max_rate=(2, 60.0))
+
+    def attempt(number):
+        with FileGuard(path, clock=lambda: now[0]) as guard:
+            join(params(suite="classical", round=number), limited, guard=guard).start()
+
+    attempt(0)
+    now[0] += 30
+    attempt(1)
+    now[0] += 30
+    with pytest.raises(PolicyError) as caught:  # the first one is exactly 60 s ago
+        attempt(2)
+    assert caught.value.rule == "max_rate"
+    now[0] += 0.5
+    attempt(2)
+    now[0] += 10_000
+    with pytest.raises(PolicyError) as caught:
+        attempt(3)
+    assert caught.value.rule == "max_rounds"
+
+
+def test_a_forged_decline_changes_nothing(new_round):
+    """One that another client signed, or for another phase, is refused, and the client's own frame is still taken."""
+    rd = new_round()
+    told = messages.Decline(binding=rd.params.context, sender=2, phase="advertise", rule="min_cohort", reason="none")
+    forged = messages.seal(told, rd.identities[1].sign)
+    with pytest.raises(SignatureError):
+        messages.unseal(forged, messages.Decline, binding=rd.params.context, sender=2, roster=rd.roster)
+    early = messages.seal(
+        messages.Decline(binding=rd.params.context, sender=2, phase="share", rule="min_cohort", reason="none"),
+        rd.identities[2].sign,
+    )
+    for frame in (forged, early):
+        with pytest.raises(DecodeError):
+            rd.session.receive(2, frame)
+    rd.run()
+    rd.check((0, 1, 2, 3))
+    assert not rd.session.result.rejected
+
+
+def test_a_session_that_stops_later_says_so_without_its_reason(new_round):
+    """An error of its own is named by kind only, the session is spent, and the sum is that of the others."""
+    rd = new_round()
+    rd.run("mask")
+    error = InputError("block 'update': a patient's 4711")
+    frame = rd.clients[1].decline(error)
+    assert b"4711" not in frame
+    rd.session.receive(1, frame)
+    with pytest.raises(StateError):
+        rd.clients[1].receive(rd.answers[1])
+    rd.up["mask", 1] = lambda _: None
+    rd.run()
+    rd.check((0, 2, 3))
+    declined = rd.session.result.rejected[1]
+    assert isinstance(declined, DeclinedError)
+    assert (declined.party, declined.phase, declined.rule) == (1, "mask", "InputError")
+    assert "patient" not in str(declined)
+
+
+def test_too_many_that_decline_end_the_round_with_their_reasons(new_round):
+    """With two of four gone nothing can be summed; the error has each one's rule."""
+    rd = new_round()
+    opening = rd.session.open()
+    for client in (1, 2):
+        with pytest.raises(PolicyError) as caught:
+            ClientSession.join(opening[client], policy(), rd.identities[client], rd.roster, rd.inputs[client])
+        rd.session.receive(client, decline(opening[client], rd.identities[client], caught.value))
+        rd.up["advertise", client] = lambda _: None
+    with pytest.raises(BelowThresholdError) as ended:
+        rd.run()
+    assert {client: error.rule for client, error in ended.value.rejected.items()} == {1: "suites", 2: "suites"}
+
+
+def test_a_limit_on_rounds_without_a_guard_is_an_error(new_round):
+    """A session does not count rounds with a memory of its own, which would always be empty."""
+    rd = new_round()
+    limited = policy(suites={"classical"}, max_rounds=1)
+    with pytest.raises(ParameterError, match="needs a guard"):
+        ClientSession.join(rd.session.open()[1], limited, rd.identities[1], rd.roster, rd.inputs[1])

@@ -70,7 +70,7 @@ class ClientSession(Redacted):
         prg.self_test()
         self._guard = MemoryGuard() if guard is None else guard
         if policy is not None:
-            policy.check(params, identity.id, roster.clients, self._guard)
+            policy.check(params, identity.id, roster.clients, guard)
         if identity.id not in params.cohort:
             raise ParameterError(f"client {identity.id} is not in the cohort {messages.shown(params.cohort)}")
         if roster.clients.get(identity.id) != identity.public_key:
