@@ -1,9 +1,12 @@
 import collections
 import dataclasses
+import functools
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from secagg import messages
 from secagg.crypto import merkle
@@ -330,6 +333,25 @@ def lie(rd, frame, signer, rnd):
 def distortions():
     """`(flip, lie)`: damage on the way, `flip(frame, rnd)`, and by the sender, `lie(rd, frame, signer, rnd)`."""
     return flip, lie
+
+
+@pytest.fixture
+def explore(new_round, distortions):
+    """`explore(machine, examples, **settings)`: run a state machine's rules in many orders; what it counted in `ended`."""
+
+    def run(machine, examples, **fields):
+        machine.ended = collections.Counter()
+        chosen = settings(
+            max_examples=examples,
+            stateful_step_count=14,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            **fields,
+        )
+        run_state_machine_as_test(functools.partial(machine, new_round, distortions), settings=chosen)
+        return machine.ended
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,13 @@ clients can do to an honest server is in `test_state_machine_clients.py`.
 import collections
 import contextlib
 import dataclasses
-import functools
 import random
 import typing
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from secagg import messages
 from secagg.crypto.kdf import Label
@@ -312,23 +311,9 @@ class LyingServer(RuleBasedStateMachine):
             self.ended["rounds"] += 1
 
 
-def explore(new_round, distortions, examples, steps=14, **fields):
-    """Runs a state LyingServer."""
-    chosen = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        **fields,
-    )
-    LyingServer.ended = collections.Counter()
-    run_state_machine_as_test(functools.partial(LyingServer, new_round, distortions), settings=chosen)
-    return LyingServer.ended
-
-
-def test_a_server_that_lies_to_everybody_apart(new_round, distortions):
+def test_a_server_that_lies_to_everybody_apart(explore):
     """Whatever server and colluders do, one statement is unmasked, and one kind of share of each client leaves."""
-    ended = explore(new_round, distortions, 150)
+    ended = explore(LyingServer, 150)
     assert min(ended["unmasked"], ended["split U3"], ended["asked again"]) > 5
 
 
@@ -384,8 +369,8 @@ def answers_again(patch):
         (answers_again, "signs two statements|unmask under different S"),
     ],
 )
-def test_a_planted_fault_trips(new_round, distortions, monkeypatch, fault, message):
+def test_a_planted_fault_trips(explore, monkeypatch, fault, message):
     """With one check taken away, the machine finds what that check is there for."""
     fault(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception), match=message):
-        explore(new_round, distortions, 1000, derandomize=True, phases=(Phase.generate,), database=None)
+        explore(LyingServer, 1000, derandomize=True, phases=(Phase.generate,), database=None)

@@ -6,14 +6,13 @@ that each invariant can trip. A server that lies is in `test_state_machine.py`.
 
 import collections
 import dataclasses
-import functools
 import random
 import typing
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from secagg import messages
 from secagg.crypto import prg
@@ -305,23 +304,9 @@ class LyingClients(RuleBasedStateMachine):
             assert raised is None, "honest clients within the planned dropouts, and no sum"
 
 
-def explore(new_round, distortions, examples, steps=14, **fields):
-    """Runs a state LyingClients."""
-    chosen = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        **fields,
-    )
-    LyingClients.ended = collections.Counter()
-    run_state_machine_as_test(functools.partial(LyingClients, new_round, distortions), settings=chosen)
-    return LyingClients.ended
-
-
-def test_lying_and_silent_clients(new_round, distortions):
+def test_lying_and_silent_clients(explore):
     """Whatever at most c clients do, the sum is exact or there is none, and the honest ones are neither blamed nor opened."""
-    ended = explore(new_round, distortions, 100)
+    ended = explore(LyingClients, 100)
     assert ended["sum"] > 20
     assert ended["BelowThresholdError"]
 
@@ -381,8 +366,8 @@ def survivors_unchecked(patch):
         (survivors_unchecked, "did not cancel"),
     ],
 )
-def test_a_planted_fault_trips(new_round, distortions, monkeypatch, fault, message):
+def test_a_planted_fault_trips(explore, monkeypatch, fault, message):
     """With one check taken away, the machine finds what that check is there for."""
     fault(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception), match=message):
-        explore(new_round, distortions, 1000, derandomize=True, phases=(Phase.generate,), database=None)
+        explore(LyingClients, 1000, derandomize=True, phases=(Phase.generate,), database=None)
