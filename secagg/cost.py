@@ -156,7 +156,7 @@ def _client(params: RoundParams, sizes: FrameSizes) -> dict[str, Operations]:
     n, k, blocks = len(params.cohort), params.degree, len(params.blocks)
     down = {phase: sum(frames.values()) / len(frames) for phase, frames in sizes.down.items()}
     up = {phase: sum(frames.values()) / len(frames) for phase, frames in sizes.up.items()}
-    body = sum(ring.packed_length(block.length, block.bits) for block in params.blocks)
+    body = params.body_length
     streams, half = (k + 1) * blocks, k / 2
     quorum = params.quorum(n)
     return dict(
@@ -202,7 +202,7 @@ def _server(params: RoundParams, sizes: FrameSizes, dropouts: int) -> dict[str, 
     alive = n - dropouts
     # A dropped client's edges to survivors; on a sparse graph what a random one has of them.
     edges = dropouts * k * alive / (n - 1)
-    body = sum(ring.packed_length(block.length, block.bits) for block in params.blocks)
+    body = params.body_length
     streams = (alive + edges) * blocks
     up, down = ({p: sum(frames.values()) for p, frames in way.items()} for way in (sizes.up, sizes.down))
     return dict(

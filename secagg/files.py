@@ -42,11 +42,20 @@ def write_file(path: Path, data: bytes, *, kind: type[LocalError], mode: int, ov
                 os.link(temporary, path)  # unlike a rename, it fails where there is a file
         finally:
             temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Put on the disk which files a folder has.
+
+    Raises:
+        OSError: It cannot be opened, or the disk does not take it.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_file(path: Path, limit: int, *, kind: type[LocalError], private: bool = False) -> bytes:

@@ -17,6 +17,7 @@ from typing import Annotated, Protocol, Self
 import msgspec
 
 from secagg.errors import GuardError
+from secagg.files import sync_folder
 from secagg.params import PHASES
 
 _RELEASE = PHASES[2]
@@ -157,7 +158,7 @@ class FileGuard(MemoryGuard):
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise GuardError(f"{self._path}: another process acts for this client") from None
-        self._sync_folder()
+        sync_folder(self._path.parent)
         with os.fdopen(os.dup(self._file), "rb") as file:
             data = file.read()
         whole = data.rfind(b"\n") + 1
@@ -171,13 +172,6 @@ class FileGuard(MemoryGuard):
         if whole != len(data):
             os.ftruncate(self._file, whole)
         self._end = whole
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _keep(self, step: Step) -> None:
         line = _ENCODER.encode(step) + b"\n"

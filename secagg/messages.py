@@ -17,6 +17,7 @@ from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
 from secagg.crypto.shamir import SHARE_LENGTH
 from secagg.errors import DecodeError, ServerFault
+from secagg.graph import Graph
 from secagg.identity import Roster
 
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -141,6 +142,26 @@ class Part:
 
 # The leaf of a dealer for itself, which the server alone sees: its commitments to its own root share and self share.
 OWN_PART_LENGTH = 64
+
+
+def leaf_lengths(graph: Graph, dealer: int, overhead: int) -> list[int]:
+    """Bytes of a dealer's leaves, in order of holder.
+
+    Args:
+        graph: The round's edges.
+        dealer: Whose leaves.
+        overhead: The suite's bytes of a box beyond its plaintext.
+    """
+    lengths = [Part.length(overhead, pair=pair) for pair in (False, True)]
+    return [
+        OWN_PART_LENGTH if holder == dealer else lengths[graph.is_chooser(dealer, holder)]
+        for holder in graph.holders(dealer)
+    ]
+
+
+def body_start(header_end: int) -> int:
+    """Where the body of a mask frame begins: at the first multiple of 16 bytes, so that the server adds it where it lies."""
+    return header_end + -header_end % 16
 
 
 class ShareFrame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="shares"):

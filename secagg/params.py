@@ -72,6 +72,11 @@ class Block:
     bits: int
     bound: int
 
+    @property
+    def packed_length(self) -> int:
+        """Bytes of the packed vector."""
+        return ring.packed_length(self.length, self.bits)
+
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not 1 <= _encoded_length(self.name) <= 255:
             raise ParameterError(f"block name {self.name!r} must be a string of 1..255 bytes")
@@ -160,6 +165,11 @@ class RoundParams:
                 f"client ids appear twice: {sorted(i for i, count in collections.Counter(ids).items() if count > 1)}"
             )
         return len(ids)
+
+    @property
+    def body_length(self) -> int:
+        """Bytes of a client's packed blocks, side by side."""
+        return sum(block.packed_length for block in self.blocks)
 
     @property
     def complete(self) -> bool:
@@ -275,12 +285,11 @@ class RoundParams:
                     f"block {block.name!r} could wrap around: n = {n} clients x bound {block.bound} >= 2^{block.bits - 1} "
                     f"with bits = {block.bits}; {cure}"
                 )
-        sizes = {block.name: ring.packed_length(block.length, block.bits) for block in self.blocks}
-        if sum(sizes.values()) >= MAX_BODY_LENGTH:
-            largest = max(sizes, key=lambda name: sizes[name])
+        if self.body_length >= MAX_BODY_LENGTH:
+            largest = max(self.blocks, key=lambda block: block.packed_length)
             raise ParameterError(
-                f"the blocks take {sum(sizes.values())} bytes a client, and one tag covers less than {MAX_BODY_LENGTH}; "
-                f"block {largest!r} is the largest with {sizes[largest]}: split it over rounds"
+                f"the blocks take {self.body_length} bytes a client, and one tag covers less than {MAX_BODY_LENGTH}; "
+                f"block {largest.name!r} is the largest with {largest.packed_length}: split it over rounds"
             )
 
     def _warn_without_slack(self, n: int) -> None:

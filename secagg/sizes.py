@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 
-from secagg import graph, messages, ring
+from secagg import graph, messages
 from secagg.crypto.kdf import Label
 from secagg.crypto.merkle import HASH_LENGTH
 from secagg.crypto.sealing import SERVER_ID, SUITES
@@ -15,7 +15,6 @@ from secagg.graph import Graph
 from secagg.params import PHASES, RoundParams
 
 _HASH, _TAG, _SIGNATURE, _SHARE = bytes(32), bytes(16), bytes(64), bytes(36)
-_ALIGNMENT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,29 +93,22 @@ def _share_header(client: int) -> int:
     return _signed(messages.ShareHeader(binding=_HASH, sender=client, root=_HASH))
 
 
-def _leaf_sizes(params: RoundParams) -> tuple[int, int]:
-    """Bytes of a part without a pair seed, and with one."""
-    overhead = SUITES[params.suite].box_overhead
-    return messages.Part.length(overhead, pair=False), messages.Part.length(overhead, pair=True)
-
-
 def _shares(params: RoundParams, edges: Graph, client: int) -> int:
-    leaves = _leaf_sizes(params)
-    parts = [leaves[edges.is_chooser(client, peer)] for peer in edges.neighbours(client)]
     alike = len(messages.encode(messages.ShareFrame(bytes(_share_header(client)), ())))
-    return alike + _items([messages.OWN_PART_LENGTH, *parts])
+    return alike + _items(messages.leaf_lengths(edges, client, SUITES[params.suite].box_overhead))
 
 
 def _shared(params: RoundParams, edges: Graph) -> dict[int, int]:
-    members, leaves = edges.members, _leaf_sizes(params)
+    members, overhead = edges.members, SUITES[params.suite].box_overhead
     header = bytes(_signed(messages.Shared(binding=_HASH, sender=SERVER_ID, members=members)))
     alike = len(messages.encode(messages.SharedFrame(header, ())))
     headers = {i: _bin(_share_header(i)) for i in members}
     places = {dealer: {i: place for place, i in enumerate(edges.holders(dealer))} for dealer in members}
+    leaves = {dealer: messages.leaf_lengths(edges, dealer, overhead) for dealer in members}
 
     def delivery(dealer: int, holder: int) -> int:
-        leaf, path = leaves[edges.is_chooser(dealer, holder)], _path(places[dealer][holder], len(places[dealer]))
-        return 1 + headers[dealer] + _bin(leaf) + _bin(path)
+        place = places[dealer][holder]
+        return 1 + headers[dealer] + _bin(leaves[dealer][place]) + _bin(_path(place, len(places[dealer])))
 
     sizes = {}
     for i in members:
@@ -136,9 +128,9 @@ def _path(index: int, size: int) -> int:
 
 
 def _masked(params: RoundParams, client: int) -> int:
-    body = sum(ring.packed_length(block.length, block.bits) for block in params.blocks)
+    body = params.body_length
     front = 4 + _signed(messages.MaskHeader(binding=_HASH, sender=client, body_length=body, refused=(), tag=_TAG))
-    return front + -front % _ALIGNMENT + body
+    return messages.body_start(front) + body
 
 
 def _answers(edges: Graph, alive: tuple[int, ...]) -> dict[int, int]:

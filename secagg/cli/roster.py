@@ -53,9 +53,7 @@ def add(*, file: Path, keys: tuple[Path, ...], replace: bool, as_json: bool) -> 
             raise KeyFileError(f"{path}: the consortium's key comes on the roster when it signs")
         halves.append(half)
     before = load(file, pinned=None) if file.exists() else RosterFile.empty()
-    after = _named(file, lambda: before.add(*halves, replace=replace))
-    after.save(file)
-    _report(file, before, after, as_json=as_json)
+    _change(file, before, lambda: before.add(*halves, replace=replace), as_json=as_json)
 
 
 @roster.command()
@@ -69,9 +67,7 @@ def revoke(*, file: Path, client: int, left: bool, as_json: bool) -> None:
     Example: secagg roster revoke roster.json 3
     """
     before = load(file, pinned=None)
-    after = _named(file, lambda: before.revoke(client, left=left))
-    after.save(file)
-    _report(file, before, after, as_json=as_json)
+    _change(file, before, lambda: before.revoke(client, left=left), as_json=as_json)
 
 
 @roster.command()
@@ -90,9 +86,7 @@ def sign(*, file: Path, key: Path, replace: bool, passphrase_file: Path | None, 
     if passphrase is None and is_encrypted(key):
         passphrase = ask(f"Passphrase of {key}", twice=False)
     signer = load_signer(key, passphrase=passphrase)
-    after = _named(file, lambda: before.sign(signer, replace=replace))
-    after.save(file)
-    _report(file, before, after, as_json=as_json)
+    _change(file, before, lambda: before.sign(signer, replace=replace), as_json=as_json)
 
 
 @roster.command()
@@ -132,11 +126,14 @@ def show(*, file: Path, pinned: bytes | None, at_least: int, as_json: bool) -> N
         click.echo(f"{old.owner:<21} retired  since {old.since:<5} {old.key[:64]}")
 
 
-def _named(file: Path, change: Callable[[], RosterFile]) -> RosterFile:
+def _change(file: Path, before: RosterFile, change: Callable[[], RosterFile], *, as_json: bool) -> None:
+    """Make a change, write it, and say what the roster is now; an error names the file."""
     try:
-        return change()
+        after = change()
     except RosterError as error:
         raise RosterError(f"{file}: {error}") from None
+    after.save(file)
+    _report(file, before, after, as_json=as_json)
 
 
 def _trust(found: RosterFile, pinned: bytes | None) -> str:

@@ -5,13 +5,12 @@
 
 import dataclasses
 
-import numpy as np
-
 from secagg import messages
-from secagg.crypto.kdf import Label, draw, u64
+from secagg.crypto.kdf import Label, draw
 from secagg.crypto.sealing import SERVER_ID, Purpose, SecretKey, box_info
 from secagg.errors import BelowThresholdError, PeerFault, SealError, SecaggError, ServerFault
 from secagg.protocols.pairwise.parties import (
+    ENTRY_LENGTH,
     Answers,
     Host,
     Member,
@@ -21,13 +20,14 @@ from secagg.protocols.pairwise.parties import (
     Rejected,
     View,
     advertisement_digest,
+    encode_entries,
+    entry_digest,
+    entry_ids,
     key_pair,
     mask_key_pair,
     seed_commitment,
     view,
 )
-
-_ENTRY_LENGTH = 40
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -107,8 +107,7 @@ def accept(state: AwaitingAdvertised, frame: bytes) -> View:
             f"U1 leaves client {me.id} with {len(near)} neighbours, t = {me.params.threshold} shares are needed"
         )
     for client, peer_frame in ((me.id, state.frame), *zip(near, answer.frames, strict=True)):
-        start = places[client] * _ENTRY_LENGTH + 8
-        if advertisement_digest(peer_frame) != answer.digests[start : start + 32]:
+        if advertisement_digest(peer_frame) != entry_digest(answer.digests, places[client]):
             raise ServerFault(f"U1 has another advertisement of client {client} than its digest says")
         if client == me.id:
             continue
@@ -123,9 +122,9 @@ def accept(state: AwaitingAdvertised, frame: bytes) -> View:
 
 def _places(digests: bytes, me: Member) -> dict[int, int]:
     """The place of each member of U1 among the digests."""
-    if len(digests) % _ENTRY_LENGTH or len(digests) > _ENTRY_LENGTH * len(me.params.cohort):
-        raise ServerFault(f"U1 has {len(digests)} bytes of digests, {_ENTRY_LENGTH} a member are needed")
-    members = tuple(np.frombuffer(digests, ">u8").reshape(-1, 5)[:, 0].tolist())
+    if len(digests) % ENTRY_LENGTH or len(digests) > ENTRY_LENGTH * len(me.params.cohort):
+        raise ServerFault(f"U1 has {len(digests)} bytes of digests, {ENTRY_LENGTH} a member are needed")
+    members = entry_ids(digests)
     messages.check_members(members, within=me.params.cohort, at_least=me.params.min_survivors, name="U1", client=me.id)
     return {client: place for place, client in enumerate(members)}
 
@@ -208,7 +207,7 @@ class CollectingAdvertisements(Redacted):
         members, params = tuple(frames), host.params
         if len(members) < params.min_survivors:
             raise BelowThresholdError("advertise", params.min_survivors, members, "min_survivors", rejected)
-        digests = b"".join(u64(client, "client") + advertisement_digest(frame) for client, frame in frames.items())
+        digests = encode_entries(frames)
         seen = view(host, digests, members, self._adverts)
         header = messages.seal(
             messages.Advertised(binding=host.context, sender=SERVER_ID, transcript=seen.transcript), host.identity.sign

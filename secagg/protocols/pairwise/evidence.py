@@ -26,11 +26,14 @@ from secagg.identity import Roster
 from secagg.params import RoundParams
 from secagg.protocols.pairwise import advertise
 from secagg.protocols.pairwise.parties import (
+    ENTRY_LENGTH,
     ROOT,
     SELF,
     Party,
     View,
     advertisement_digest,
+    entry_digest,
+    entry_ids,
     mask_key_pair,
     pair_commitment,
     pair_seed,
@@ -40,7 +43,6 @@ from secagg.protocols.pairwise.parties import (
     view,
 )
 
-_ENTRY_LENGTH = 40
 MessageT = TypeVar("MessageT", bound=messages.Message)
 
 
@@ -155,9 +157,7 @@ class _Case:
     def advert(self, client: int) -> messages.Advertise:
         """The advertisement that is in T1, signed by its client."""
         frame = self.get("advertisement")
-        entries = self.get("digests")
-        start = _ENTRY_LENGTH * self.view.advertisers.index(client) + 8
-        if entries[start : start + 32] != advertisement_digest(frame):
+        if entry_digest(self.view.digests, self.view.advertisers.index(client)) != advertisement_digest(frame):
             raise EvidenceError(f"the advertisement of client {client} is not the one of this round")
         return _message(
             frame,
@@ -180,9 +180,9 @@ def _view(digests: bytes | None, party: int, here: Party) -> View:
     """T1 and the graph, from the digests of U1."""
     if digests is None:
         raise EvidenceError("'digests' is missing: T1 could be that of any round")
-    if len(digests) % _ENTRY_LENGTH:
-        raise EvidenceError(f"'digests' has {len(digests)} bytes, {_ENTRY_LENGTH} a member are needed")
-    members = tuple(np.frombuffer(digests, ">u8").reshape(-1, 5)[:, 0].tolist())
+    if len(digests) % ENTRY_LENGTH:
+        raise EvidenceError(f"'digests' has {len(digests)} bytes, {ENTRY_LENGTH} a member are needed")
+    members = entry_ids(digests)
     if any(a >= b for a, b in itertools.pairwise(members)) or not set(members) <= set(here.params.cohort):
         raise EvidenceError("'digests' does not have members of the cohort in order")
     if party not in members:
@@ -220,13 +220,7 @@ def _parts(case: _Case) -> str:
     )
     if merkle.Tree(frame.leaves or (b"",)).root != header.root:
         raise EvidenceError(f"the parts are not under the root that client {case.party} signed")
-    graph, overhead = case.view.graph, case.here.suite.box_overhead
-    expected = [
-        messages.OWN_PART_LENGTH
-        if holder == case.party
-        else messages.Part.length(overhead, pair=graph.is_chooser(case.party, holder))
-        for holder in graph.holders(case.party)
-    ]
+    expected = messages.leaf_lengths(case.view.graph, case.party, case.here.suite.box_overhead)
     if [len(leaf) for leaf in frame.leaves] == expected:
         raise EvidenceError("the parts have the right number and lengths")
     return f"proves that client {case.party} signed parts of a wrong number or length"

@@ -29,7 +29,6 @@ from secagg.spool import Spool
 Inputs = Mapping[str, npt.NDArray[np.integer]]
 Words = npt.NDArray[np.unsignedinteger]
 
-_ALIGNMENT = 16
 _KEEP_WARM = 64 * 2**20
 
 
@@ -83,20 +82,29 @@ def check_inputs(params: RoundParams, inputs: Inputs) -> None:
     Raises:
         InputError: They are not; names the block.
     """
+    for block, x in zip(params.blocks, _vectors(params, inputs), strict=True):
+        _check_bounds(block, x)
+
+
+def _vectors(params: RoundParams, inputs: Inputs) -> list[npt.NDArray[np.integer]]:
+    """The inputs in order of block, checked in all but their bounds."""
     names = {block.name for block in params.blocks}
     if set(inputs) != names:
         raise InputError(f"blocks {sorted(names - set(inputs))} are missing, {sorted(set(inputs) - names)} are unknown")
-    for block in params.blocks:
-        _check_input(block, inputs[block.name])
+    return [_vector(block, inputs[block.name]) for block in params.blocks]
 
 
-def _check_input(block: Block, x: object) -> None:
+def _vector(block: Block, x: object) -> npt.NDArray[np.integer]:
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu":
         kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise InputError(f"block {block.name!r}: an integer array is needed, got {kind}; encode floats before")
     x = np.asarray(x)  # a masked array would hide entries from min and max
     if x.shape != (block.length,):
         raise InputError(f"block {block.name!r}: shape {x.shape} instead of ({block.length},)")
+    return x
+
+
+def _check_bounds(block: Block, x: npt.NDArray[np.integer]) -> None:
     if x.size == 0:
         return
     low, high = int(x.min()), int(x.max())
@@ -132,17 +140,15 @@ def send(
         InputError: The inputs are not the agreed blocks; nothing leaves.
     """
     me, graph, transcript = state.me, state.view.graph, state.view.transcript
-    values = inputs() if callable(inputs) else inputs
-    check_inputs(me.params, values)
+    vectors = _vectors(me.params, inputs() if callable(inputs) else inputs)
     streams = [Stream(state.secrets.self_seed, Label.SELF_STREAM, subtract=False)] + [
         Stream(seed, Label.PAIR_STREAM, subtract=not graph.adds(me.id, peer)) for peer, seed in near.pair_seeds.items()
     ]
-    lengths = _packed_lengths(me.params)
-    body, start = _scratch.take("body", sum(lengths)), 0
-    for index, (block, length) in enumerate(zip(me.params.blocks, lengths, strict=True)):
-        keys = stream_keys(streams, index, transcript)
-        _mask(np.asarray(values[block.name]), block, body[start : start + length], keys)
-        start += length
+    body, start = _scratch.take("body", me.params.body_length), 0
+    for index, (block, x) in enumerate(zip(me.params.blocks, vectors, strict=True)):
+        end = start + block.packed_length
+        _mask(x, block, body[start:end], stream_keys(streams, index, transcript))
+        start = end
     header = messages.seal(
         messages.MaskHeader(
             binding=transcript,
@@ -154,7 +160,7 @@ def send(
         me.identity.sign,
     )
     front = len(header).to_bytes(4, "big") + header
-    frame = b"".join((front, bytes(-len(front) % _ALIGNMENT), body.data))
+    frame = b"".join((front, bytes(messages.body_start(len(front)) - len(front)), body.data))
     return AwaitingSurvivors(me, state.view, near), frame
 
 
@@ -166,8 +172,9 @@ def _mask(
     words: Words = _scratch.take("words", block.length * dtype.itemsize).view(dtype)
     try:
         ring.encode_into(x, -block.bound, block.bound, words)
-    except InputError as error:
-        raise InputError(f"block {block.name!r}: {error}") from None
+    except InputError:
+        _check_bounds(block, x)  # names the block, and the extremes of the whole vector
+        raise
     prg.add_streams(words, keys)
     ring.reduce_in_place(words, block.bits)
     ring.pack(words, block.bits, out=room.data)
@@ -309,23 +316,19 @@ class CollectingVectors(Redacted):
         return DisputeError((client, *others), "dropped the first to end the dispute between them", evidence)
 
 
-def _packed_lengths(params: RoundParams) -> list[int]:
-    return [ring.packed_length(block.length, block.bits) for block in params.blocks]
-
-
 def _blocks(body: memoryview, params: RoundParams) -> Iterable[tuple[Block, memoryview]]:
     start = 0
-    for block, length in zip(params.blocks, _packed_lengths(params), strict=True):
-        yield block, body[start : start + length]
-        start += length
+    for block in params.blocks:
+        yield block, body[start : start + block.packed_length]
+        start += block.packed_length
 
 
 def _split(frame: bytes, client: int, params: RoundParams) -> tuple[bytes, memoryview]:
     """The header frame and the body of a mask frame whose length is exactly right; the body is a view."""
     whole = memoryview(frame)
     header_end = 4 + int.from_bytes(whole[:4], "big")
-    start = header_end + -header_end % _ALIGNMENT
-    expected = start + sum(_packed_lengths(params))
+    start = messages.body_start(header_end)
+    expected = start + params.body_length
     if len(whole) < 4 or header_end > messages.MAX_FRAME_LENGTH or len(whole) != expected:
         raise DecodeError(f"client {client} sent a mask frame of {len(whole)} bytes instead of {expected}")
     if any(whole[header_end:start]):

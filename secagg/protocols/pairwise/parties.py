@@ -105,6 +105,25 @@ def view(party: Party, digests: bytes, members: tuple[int, ...], peers: Mapping[
     return View(transcript, edges, digests, peers)
 
 
+ENTRY_LENGTH = 40
+"""Bytes of one member's place among the digests of U1: u64be id ‖ 32-byte digest."""
+
+
+def encode_entries(frames: Mapping[int, bytes]) -> bytes:
+    """The digests of some advertisements, by id and in order of id, side by side."""
+    return b"".join(encode_ids((client,)) + advertisement_digest(frame) for client, frame in frames.items())
+
+
+def entry_ids(digests: bytes) -> tuple[int, ...]:
+    """Whose digests these are; a whole number of entries."""
+    return tuple(np.frombuffer(digests, ">u8").reshape(-1, ENTRY_LENGTH // 8)[:, 0].tolist())
+
+
+def entry_digest(digests: bytes, place: int) -> bytes:
+    """The digest in one place."""
+    return digests[ENTRY_LENGTH * place + 8 : ENTRY_LENGTH * (place + 1)]
+
+
 def advertisement_digest(frame: bytes) -> bytes:
     """32 bytes over an advertisement as it was received, signature included."""
     return digest(Label.ADVERTISEMENT, frame)

@@ -69,17 +69,16 @@ def send(state: AwaitingAdvertised, view: View) -> tuple[AwaitingShared, bytes]:
     holders = view.graph.holders(me.id)
     points = [view.graph.point(holder) for holder in holders]
     dealt = shamir.share([secrets.root, secrets.self_seed], me.params.threshold, points, me.entropy)
-    leaves, own = [], None
-    roots, selves = dealt.astype("<u4")
-    for index, holder in enumerate(holders):
-        shares = HeldShares(roots[index].tobytes(), selves[index].tobytes())
-        if holder == me.id:
-            own = shares
-            leaves.append(b"".join(_commitments(me, view, holder, shares)))
-        else:
-            leaves.append(_part(me, secrets, view, holder, shares).encode())
-    if own is None:
-        raise ServerFault("U1 leaves out this client")
+    held = [
+        HeldShares(root.tobytes(), self_seed.tobytes()) for root, self_seed in zip(*dealt.astype("<u4"), strict=True)
+    ]
+    leaves = [
+        b"".join(_commitments(me, view, holder, shares))
+        if holder == me.id
+        else _part(me, secrets, view, holder, shares).encode()
+        for holder, shares in zip(holders, held, strict=True)
+    ]
+    own = held[holders.index(me.id)]
     header = messages.seal(
         messages.ShareHeader(binding=view.transcript, sender=me.id, root=merkle.Tree(leaves).root), me.identity.sign
     )
@@ -97,11 +96,11 @@ def _part(me: Member, secrets: RoundSecrets, view: View, holder: int, shares: He
     transcript, advert = view.transcript, view.peers[holder]
     info = box_info(Purpose.SHARES, transcript, me.id, holder)
     box = _seal(me, holder, advert.channel_key, shares.root + shares.self_seed, info)
-    if not view.graph.is_chooser(me.id, holder):
-        return messages.Part(box, *_commitments(me, view, holder, shares), None, None)
-    seed = pair_seed(secrets.root, transcript, me.id, holder)
-    pair_box = _seal(me, holder, advert.mask_key, seed, box_info(Purpose.PAIR_SEED, transcript, me.id, holder))
-    commitment = pair_commitment(transcript, me.id, holder, seed)
+    pair_box = commitment = None
+    if view.graph.is_chooser(me.id, holder):
+        seed = pair_seed(secrets.root, transcript, me.id, holder)
+        pair_box = _seal(me, holder, advert.mask_key, seed, box_info(Purpose.PAIR_SEED, transcript, me.id, holder))
+        commitment = pair_commitment(transcript, me.id, holder, seed)
     return messages.Part(box, *_commitments(me, view, holder, shares), pair_box, commitment)
 
 
@@ -275,12 +274,7 @@ class CollectingShares(Redacted):
         tree = merkle.Tree(shares.leaves or (b"",))
         if tree.root != header.root:
             raise DecodeError(f"the parts of client {client} are not under its signed root")
-        lengths = [messages.Part.length(overhead, pair=pair) for pair in (False, True)]
-        expected = [
-            messages.OWN_PART_LENGTH if holder == client else lengths[view.graph.is_chooser(client, holder)]
-            for holder in holders
-        ]
-        if [len(leaf) for leaf in shares.leaves] != expected:
+        if [len(leaf) for leaf in shares.leaves] != messages.leaf_lengths(view.graph, client, overhead):
             message = f"sent {len(shares.leaves)} parts for {len(holders)} holders, or parts of a wrong length"
             raise PeerFault(client, message, {"shares": frame, "digests": view.digests})
         leaves = dict(zip(holders, shares.leaves, strict=True))
