@@ -89,6 +89,32 @@ def test_hybrid_rounds_give_the_exact_sum_or_a_named_error():
     assert sum(run(plan, "hybrid") for plan in chosen) > 0
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_sparse_rounds_give_the_exact_sum(phase):
+    """Twelve on a ring of four neighbours: every client, and every third pair, silent from an exchange on, beside one that is so at the end.
+
+    What is left is at least two holders of everything that must be opened, so each of these rounds ends with the sum.
+    """
+    params = RoundParams(
+        cohort=range(12),
+        blocks=(Block("update", LENGTH, 20, 1000),),
+        suite="classical",
+        degree=4,
+        threshold=2,
+        dropouts=2,
+        adversary="curious",
+    )
+    assert not params.complete
+    rng = np.random.default_rng(12)
+    inputs = {i: {"update": rng.integers(-1000, 1001, LENGTH)} for i in range(12)}
+    for gone in [*itertools.combinations(range(12), 1), *[*itertools.combinations(range(12), 2)][::3]]:
+        drops = dict.fromkeys(gone, phase) | {(gone[-1] + 1) % 12: "unmask"}
+        out = simulate_round(params, inputs, drops)
+        survivors = tuple(i for i in range(12) if PHASES.index(drops.get(i, "unmask")) > 2)
+        assert (out.survivors, out.dropped) == (survivors, drops)
+        assert np.array_equal(out.sums["update"], sum(inputs[i]["update"] for i in survivors)), drops
+
+
 def test_the_plans_are_all_there():
     """The count, so that a plan that is left out shows."""
     assert len(every_plan()) == len(set(every_plan())) == 6**3 + 6**4 + 6**5 == 9288

@@ -302,3 +302,64 @@ def test_a_line_that_failed_leaves_nothing_behind(tmp_path, monkeypatch):
     with FileGuard(path) as again:
         record(again, "advertise")
     assert path.read_bytes().count(b"\n") == 2
+
+
+def test_the_context_on_record_is_that_of_the_round(new_round):
+    """A session records its own application context: under another one a vector leaves without a reservation, under the same not."""
+    guard = MemoryGuard()
+    for context, expected in ((CONTEXT, (0, 1, 2, 3)), (ELSEWHERE, (0, 1, 2, 3)), (CONTEXT, (0, 2, 3))):
+        rd = new_round(app_context=context)
+        rd.clients[1] = rd.client(1, guard=guard)
+        rd.run()
+        rd.check(expected)
+    assert guard.rounds(0) == 3
+
+
+def test_a_reservation_belongs_to_a_release(tmp_path):
+    """The file has it beside the vector that it was made for, in hex, and beside no other step."""
+    path = tmp_path / "guard.jsonl"
+    with FileGuard(path) as store:
+        for phase in PHASES:
+            record(store, phase, reservation=b"\xab")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {line["phase"]: line["reservation"] for line in lines} == dict.fromkeys(PHASES, "") | {"mask": "ab"}
+
+
+def test_a_new_file_is_durable_before_its_first_step(tmp_path, monkeypatch):
+    """The folder's entry is written, too: a file that a crash takes away would forget everything."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
+    with FileGuard(tmp_path / "guard.jsonl"):
+        assert [(entry.st_dev, entry.st_ino) for entry in synced] == [((found := tmp_path.stat()).st_dev, found.st_ino)]
+
+
+def test_half_a_line_is_no_record(tmp_path, monkeypatch):
+    """A disk that takes a part of a line: the step is refused and not remembered, and can be taken when there is room again."""
+    path, real = tmp_path / "guard.jsonl", os.pwrite
+    with FileGuard(path) as store:
+        monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:20], at))
+        with pytest.raises(GuardError, match=r"guard\.jsonl: the disk is full"):
+            record(store, "advertise")
+        assert store.rounds(0) == 0
+        monkeypatch.undo()
+        record(store, "advertise")
+        assert store.rounds(0) == 1
+    assert path.read_bytes().count(b"\n") == 1
+    with FileGuard(path) as again, pytest.raises(GuardError, match="answered before"):
+        record(again, "advertise")
+
+
+def test_a_guard_that_cannot_take_a_line_back_is_closed(tmp_path, monkeypatch):
+    """Neither written nor undone: what is in the file is not known any more, so nothing is recorded through this guard."""
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    store = FileGuard(tmp_path / "guard.jsonl")
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "ftruncate", broken)
+    with pytest.raises(GuardError, match="Input/output error; nothing may leave"):
+        record(store, "advertise")
+    monkeypatch.undo()
+    with pytest.raises(GuardError, match="the guard is closed"):
+        record(store, "advertise")

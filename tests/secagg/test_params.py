@@ -100,6 +100,8 @@ def test_every_accepted_combination_is_sound():
         ({"colluders": -1}, "colluders = -1"),
         ({"min_survivors": 2}, r"min_survivors = 2 must be in 3\.\.4"),
         ({"min_survivors": 5}, r"min_survivors = 5 must be in 3\.\.4"),
+        ({"n": 10, "threshold": 9, "dropouts": 3}, "n - r = 7 clients cannot reach threshold t = 9 and quorum q = 6"),
+        ({"n": 10, "threshold": 9, "dropouts": 1, "min_survivors": 8}, r"min_survivors = 8 must be in 9\.\.10"),
         ({"degree": 2}, "degree and threshold together, or neither: got degree 2 and threshold None"),
         ({"n": 201, "threshold": 150}, "degree and threshold together, or neither: got degree None and threshold 150"),
         ({"n": 201, "degree": 200}, "n = 201: the complete graph is for up to 200 clients"),
@@ -474,3 +476,17 @@ def test_parameters_cannot_be_changed():
         params().threshold = 2
     with pytest.raises(ParameterError):
         dataclasses.replace(params(), threshold=1)
+
+
+def test_a_round_takes_twenty_thousand_clients():
+    """The largest cohort has a graph, and what it is encoded as comes back."""
+    found = params(20_000, colluders=100)
+    assert not found.complete
+    assert RoundParams.decode(found.encode()) == found
+
+
+def test_all_but_one_are_not_all():
+    """The densest sparse graph, k = n - 2, is none of everybody with everybody."""
+    found = params(12, degree=10, threshold=5, dropouts=1, adversary="curious")
+    assert not found.complete
+    assert params(12, degree=11).complete

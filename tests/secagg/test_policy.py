@@ -1,4 +1,5 @@
 import math
+import os
 
 import msgspec
 import pytest
@@ -344,3 +345,78 @@ def test_a_limit_on_rounds_without_a_guard_is_an_error(new_round):
     limited = policy(suites={"classical"}, max_rounds=1)
     with pytest.raises(ParameterError, match="needs a guard"):
         ClientSession.join(rd.session.open()[1], limited, rd.identities[1], rd.roster, rd.inputs[1])
+
+
+@pytest.mark.parametrize(
+    ("rule", "inside", "outside", "proposed"),
+    [
+        ("min_cohort", {"min_cohort": 6}, {"min_cohort": 7}, {}),
+        ("min_known_peers", {"min_known_peers": 5}, {"min_known_peers": 6}, {}),
+        ("min_threshold", {"min_threshold": 4}, {"min_threshold": 5}, {}),
+        ("min_survivors", {"min_survivors": 5}, {"min_survivors": 6}, {}),
+        ("min_colluders", {"min_colluders": 1}, {"min_colluders": 2}, {}),
+        ("adversaries", {"adversaries": {"lying", "curious"}}, {}, {"adversary": "curious"}),
+    ],
+)
+def test_join_and_the_server_hear_of_the_rule(new_round, rule, inside, outside, proposed):
+    """`join` lets the last allowed round through and refuses the next, and the server's list has the rule that forbade it."""
+    rd = new_round(6, colluders=1, dropouts=1, **proposed)
+    opening = rd.session.open()[2]
+    arguments = (rd.identities[2], rd.roster, rd.inputs[2])
+    assert ClientSession.join(opening, policy(suites={"classical"}, **inside), *arguments).start()
+    with pytest.raises(PolicyError) as caught:
+        ClientSession.join(opening, policy(suites={"classical"}, **outside), *arguments)
+    rd.session.receive(2, decline(opening, rd.identities[2], caught.value))
+    rd.up["advertise", 2] = lambda _: None
+    rd.run()
+    rd.check((0, 1, 3, 4, 5))
+    assert rd.session.result.rejected[2].rule == caught.value.rule == rule
+
+
+def test_limits_are_the_policys_own_from_then_on():
+    """Lists and sets that are given are copied into what cannot change: later changes do not widen the policy."""
+    suites, known, blocks = {"hybrid"}, [1, 2, 3], list(BLOCKS)
+    made = policy(suites=suites, adversaries=["lying"], known_peers=known, min_known_peers=3, blocks=blocks)
+    check(made, params())
+    suites.add("classical")
+    known.remove(3)
+    blocks.clear()
+    check(made, params())
+    with pytest.raises(PolicyError, match="policy suites"):
+        check(made, params(suite="classical"))
+    assert hash(made) == hash(
+        policy(suites=["hybrid"], adversaries=("lying",), known_peers={1, 2, 3}, min_known_peers=3, blocks=BLOCKS)
+    )
+
+
+def test_a_session_that_joined_calls_its_applications_hooks(new_round):
+    """`join` hands on the guard, both hooks and the source of secrets."""
+    rd = new_round()
+    calls, drawn, guard = [], [], MemoryGuard()
+    rd.clients[1] = ClientSession.join(
+        rd.session.open()[1],
+        policy(suites={"classical"}),
+        rd.identities[1],
+        rd.roster,
+        rd.inputs[1],
+        guard=guard,
+        entropy=lambda n: drawn.append(n) or os.urandom(n),
+        on_release=lambda: calls.append("release"),
+        on_survivors=calls.append,
+    )
+    rd.run()
+    rd.check((0, 1, 2, 3))
+    assert calls == ["release", (0, 1, 2, 3)]
+    assert drawn
+    assert guard.rounds(0) == 1
+
+
+def test_the_constructor_keeps_to_a_policy_too(new_round):
+    """A session that is not made by `join` checks the policy that it is given; one that counts rounds insists on a guard."""
+    rd = new_round()
+    with pytest.raises(PolicyError, match="policy suites"):
+        rd.client(1, policy=policy())
+    limited = policy(suites={"classical"}, max_rounds=1)
+    with pytest.raises(ParameterError, match="needs a guard"):
+        rd.client(1, policy=limited)
+    assert rd.client(1, policy=limited, guard=MemoryGuard()).start()

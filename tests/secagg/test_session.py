@@ -1,18 +1,21 @@
 import dataclasses
+import itertools
+import types
 
 import msgspec
 import numpy as np
 import pytest
 
-from secagg import messages
+from secagg import ClientPolicy, messages
 from secagg.crypto.kdf import Label
 from secagg.engines.inprocess import InProcessEngine
-from secagg.errors import BelowThresholdError, DeclinedError, DecodeError, DisputeError, ParameterError
+from secagg.errors import BelowThresholdError, DeclinedError, DecodeError, DisputeError, ParameterError, PolicyError
 from secagg.params import PHASES, Block, RoundParams
-from secagg.protocols.pairwise import ClientSession
+from secagg.protocols.pairwise import ClientSession, decline
 from secagg.protocols.pairwise.evidence import check
 from secagg.protocols.pairwise.parties import statement
 from secagg.session import RoundOutcome, faults, run_round
+from secagg.spool import MemorySpool
 from secagg.testing import client_handler, parties
 
 
@@ -336,3 +339,56 @@ def test_bytes_down_are_those_of_answers_that_were_looked_up(start):
     out = run_round(engine, p, server, roster)
     assert out.dropped == {2: "confirm"}
     assert out.bytes_down == seen
+
+
+def test_a_client_that_declines_is_in_the_outcome_with_its_rule(start):
+    """A policy that refuses the round answers with a frame: the sum is that of the others, and it is nobody's fault."""
+    engine, p, server, roster, inputs = start()
+    identities, _, _ = parties(p.cohort, p.suite)
+    policy = ClientPolicy(suites={"classical"}, min_cohort=5)
+
+    def refusing(phase, frame):
+        assert phase == "advertise"
+        with pytest.raises(PolicyError) as caught:
+            ClientSession.join(frame, policy, identities[2], roster, inputs[2])
+        return decline(frame, identities[2], caught.value)
+
+    engine._handlers[2] = refusing
+    out = run_round(engine, p, server, roster)
+    assert (out.survivors, out.dropped, out.faults, out.ignored) == ((0, 1, 3), {2: "advertise"}, (), ())
+    assert "client 2 declined in phase advertise (min_cohort)" in out.rejected[2]
+    assert np.array_equal(out.sums["update"], total(inputs, out.survivors))
+
+
+def test_vectors_wait_in_the_spool_that_was_given(start):
+    """Each vector goes to it once, in the clients' order, and it is closed in the end."""
+    engine, p, server, roster, inputs = start()
+    calls = []
+
+    class Recording(MemorySpool):
+        def put(self, client, body):
+            calls.append(client)
+            super().put(client, body)
+
+        def close(self):
+            calls.append("closed")
+            super().close()
+
+    out = run_round(engine, p, server, roster, spool=Recording())
+    assert calls == [0, 1, 2, 3, "closed"]
+    assert np.array_equal(out.sums["update"], total(inputs, p.cohort))
+
+
+def test_the_servers_time_is_that_of_taking_closing_and_answering(start, monkeypatch):
+    """By a clock that ticks at each look: one for every frame that was taken, one for closing, one for every answer made."""
+    engine, p, server, roster, _ = start({3: "confirm"})
+    clock = itertools.count()
+    monkeypatch.setattr("secagg.session.time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    seconds = run_round(engine, p, server, roster).seconds["server"]
+    assert seconds == {
+        "advertise": 4 + 4 + 1 + 4,  # the opening is made for four, too
+        "share": 4 + 1 + 4,
+        "mask": 4 + 1 + 4,
+        "confirm": 3 + 1 + 3,
+        "unmask": 3 + 1,
+    }

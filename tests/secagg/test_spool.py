@@ -190,3 +190,30 @@ def test_a_closed_spool_has_forgotten_everything(make):
         spool.get(1)
     assert bytes(spool.get(2)) == b"other"
     spool.close()
+
+
+def test_the_file_is_in_the_folder_that_was_given(tmp_path):
+    """A folder that is not there is an error, not a file somewhere else."""
+    with pytest.raises(FileNotFoundError):
+        FileSpool(str(tmp_path / "nowhere")).put(1, memoryview(b"masked"))
+
+
+def test_a_body_that_the_disk_lost_is_named(tmp_path):
+    """A file that is shorter than what was put there is an error with the client, never a shorter body."""
+    spool = FileSpool(str(tmp_path))
+    spool.put(7, memoryview(b"masked"))
+    os.ftruncate(spool._file.fileno(), 3)
+    with pytest.raises(OSError, match="the spool lost the vector of client 7"):
+        spool.get(7)
+    spool.close()
+
+
+def test_a_server_puts_vectors_where_it_is_told(new_round):
+    """Each vector that was taken is in the spool that the session was given, as it stands in its frame."""
+    rd = new_round()
+    spool = MemorySpool()
+    rd.session = ServerSession(rd.params, rd.server, rd.roster, spool=spool)
+    rd.run("mask")
+    for client, frame in rd.ask("mask").items():
+        rd.session.receive(client, frame)
+        assert frame.endswith(bytes(spool.get(client)))

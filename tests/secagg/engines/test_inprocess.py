@@ -81,3 +81,19 @@ def test_a_closed_engine_reaches_nobody():
     engine.close()
     assert engine.peers == ()
     assert dict(engine.exchange("mask", {1: b"x"}, deadline_s=None)) == {}
+
+
+def test_answers_come_one_by_one():
+    """A peer is asked, and its frame made, only when the answer before it has been taken."""
+    events = []
+
+    class Frames(dict):
+        def __getitem__(self, client):
+            events.append(("made", client))
+            return super().__getitem__(client)
+
+    engine = InProcessEngine({i: lambda _phase, frame, i=i: events.append(("asked", i)) or frame for i in (1, 2)})
+    for client, frame in engine.exchange("mask", Frames({1: b"a", 2: b"b"}), deadline_s=None):
+        events.append(("taken", client, frame))
+    steps = [[("made", i), ("asked", i), ("taken", i, frame)] for i, frame in ((1, b"a"), (2, b"b"))]
+    assert events == [*steps[0], *steps[1]]

@@ -132,3 +132,35 @@ def test_the_lower_position_adds():
     whole = complete(IDS)
     for i, j in itertools.permutations(IDS, 2):
         assert whole.adds(i, j) == (i < j)
+
+
+def test_few_that_are_left_of_many_stand_where_they_stood():
+    """The ring does not close up when no more than k + 1 of the cohort advertise: the bounds are those of the whole ring."""
+    ids = tuple(range(30))
+    whole = graph.build(ids, ids, 6, T1)
+    members = (0, 4, 9, 13, 22, 27, 29)
+    part = graph.build(ids, members, 6, T1)
+    assert part.ring == whole.ring
+    for i in members:
+        assert part.neighbours(i) == tuple(j for j in whole.neighbours(i) if j in members)
+    assert any(len(part.neighbours(i)) < 6 for i in members)
+
+
+@pytest.mark.parametrize(("n", "k"), [(60, 20), (501, 76)])
+def test_choosers_are_balanced_on_a_ring(n, k):
+    """Each edge of a sparse graph has one chooser, half a client's edges are its own on average, and nobody has all or none."""
+    ids = tuple(range(n))
+    sparse = graph.build(ids, ids, k, T1)
+    chosen = {i: sum(sparse.is_chooser(i, j) for j in sparse.neighbours(i)) for i in ids}
+    assert all(sparse.is_chooser(i, j) != sparse.is_chooser(j, i) for i in ids for j in sparse.neighbours(i))
+    assert sum(chosen.values()) == n * k // 2
+    assert min(chosen.values()) > 0
+    assert max(chosen.values()) < k
+
+
+def test_a_word_that_would_bias_is_skipped(monkeypatch):
+    """The last word of u64 has no full stretch of three choices: the next one is used in its place."""
+    words = np.array([3, 2**64 - 1, 1, 0], np.uint64)
+    monkeypatch.setattr(graph.topology.prg, "stream", lambda *_: words)
+    assert graph.build((0, 1, 2, 3), (0, 1, 2, 3), 2, b"\x5a" * 32).ring == (2, 0, 1, 3)
+    graph.build.cache_clear()

@@ -2,7 +2,7 @@ import pytest
 
 from secagg import messages
 from secagg.crypto.kdf import Label
-from secagg.errors import BelowThresholdError, ServerFault, SignatureError
+from secagg.errors import BelowThresholdError, DecodeError, ServerFault, SignatureError
 from secagg.protocols.pairwise.parties import statement
 
 
@@ -110,16 +110,16 @@ def test_without_a_quorum_the_round_ends(new_round):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda _, f: f[:-1], Exception, "Confirm"),
-        (lambda _, f: f + b"\0", Exception, "Confirm"),
-        (lambda rd, _: rd.sent["confirm"][0], Exception, "sender 0 instead of 1"),
+        (lambda _, f: f[:-1], DecodeError, "Confirm"),
+        (lambda _, f: f + b"\0", DecodeError, "Confirm"),
+        (lambda rd, _: rd.sent["confirm"][0], DecodeError, "sender 0 instead of 1"),
         (
             lambda rd, _: confirm(rd, 1, signature(rd, 1, members=(0, 1, 2))),
             SignatureError,
             "client 1: wrong signature",
         ),
         (lambda rd, _: confirm(rd, 1, signature(rd, 0)), SignatureError, "client 1: wrong signature"),
-        (lambda rd, _: confirm(rd, 1, signature(rd, 1), binding=bytes(32)), Exception, "another round"),
+        (lambda rd, _: confirm(rd, 1, signature(rd, 1), binding=bytes(32)), DecodeError, "another round"),
     ],
 )
 def test_a_bad_confirmation_is_silence(new_round, change, error, message):
@@ -130,6 +130,7 @@ def test_a_bad_confirmation_is_silence(new_round, change, error, message):
     rd.check((0, 1, 2, 3))
     assert rd.session.result.dropped == {1: "confirm"}
     assert 1 not in rd.session.result.signatures
+    assert type(rd.session.result.rejected[1]) is error
     with pytest.raises(error, match=message):
         raise rd.session.result.rejected[1]
 

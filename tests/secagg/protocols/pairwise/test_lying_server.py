@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secagg import messages
-from secagg.crypto.kdf import Label
+from secagg import graph, messages
+from secagg.crypto.kdf import Label, digest
 from secagg.crypto.sealing import SERVER_ID, Purpose
 from secagg.errors import (
     BelowThresholdError,
@@ -19,7 +19,7 @@ from secagg.errors import (
     SignatureError,
 )
 from secagg.params import PHASES
-from secagg.protocols.pairwise.parties import statement
+from secagg.protocols.pairwise.parties import advertisement_digest, statement
 
 
 def advert(rd, client, frame, **changes):
@@ -306,3 +306,78 @@ def test_no_client_unmasks_under_another_statement_than_its_own(new_round):
             for answer in rd.payload(frame, messages.Unmask).answers:
                 kinds.setdefault(answer.owner, set()).add(type(answer))
         assert all(len(k) == 1 for k in kinds.values())
+
+
+RING = {"degree": 4, "threshold": 4, "colluders": 0, "dropouts": 2, "adversary": "curious"}
+
+
+def split_ring(new_round, left):
+    """A round, and two clients without whom, in U1, client 0 has so many neighbours on the ring that follows.
+
+    One round in six hundred has no such pair for two neighbours, so there are some more to look at.
+    """
+    for _ in range(10):
+        rd = new_round(12, **RING)
+        sent = rd.ask("advertise")
+        for hidden in itertools.combinations(range(1, 12), 2):
+            members = tuple(i for i in range(12) if i not in hidden)
+            digests = b"".join(i.to_bytes(8, "big") + advertisement_digest(sent[i]) for i in members)
+            ring = graph.build(rd.params.cohort, members, 4, digest(Label.TRANSCRIPT, rd.params.context, digests))
+            if len(ring.neighbours(0)) == left:
+                return rd, hidden
+    raise LookupError("no such pair on any of 550 rings")
+
+
+@pytest.mark.parametrize(("left", "stops"), [(3, False), (2, True)])
+def test_u1_must_leave_a_client_its_holders(new_round, left, stops):
+    """On a sparse graph of t = 4: with three neighbours and itself a client goes on, with two it blames the server."""
+    rd, hidden = split_ring(new_round, left)
+    rd.show_u1(0, without=hidden)
+    rd.run("share")
+    rd.ask("share")
+    assert (0 in rd.sent["share"]) != stops
+    assert set(rd.errors) == ({0} if stops else set())
+    if stops:
+        with pytest.raises(ServerFault, match="U1 leaves client 0 with 2 neighbours, t = 4 shares are needed"):
+            raise rd.errors[0]
+
+
+@pytest.mark.parametrize(("hidden", "stops"), [(1, False), (2, True)])
+def test_u2_must_leave_a_client_its_holders(new_round, hidden, stops):
+    """Neighbours that the server hides in U2: one of four is a dropout like any other, two are too many."""
+    rd = new_round(12, **RING)
+    rd.run("share")
+    near = rd.view.graph.neighbours(0)
+    gone = set(near[:hidden])
+    rd.lie_to(
+        0,
+        "share",
+        messages.Shared,
+        lambda m: {"members": tuple(i for i in m.members if i not in gone)},
+        outer_change=lambda f: {
+            "deliveries": tuple(d for i, d in zip(near, f.deliveries, strict=True) if i not in gone)
+        },
+    )
+    rd.run("mask")
+    rd.ask("mask")
+    assert (0 in rd.sent["mask"]) != stops
+    assert set(rd.errors) == ({0} if stops else set())
+    if stops:
+        with pytest.raises(ServerFault, match="U2 leaves client 0 with 2 neighbours, t = 4 shares are needed"):
+            raise rd.errors[0]
+
+
+@pytest.mark.parametrize(("hidden", "stops"), [(1, False), (2, True)])
+def test_u3_must_leave_a_client_its_holders(new_round, hidden, stops):
+    """The same in U3: a client signs no statement under which fewer than t could open it."""
+    rd = new_round(12, **RING)
+    rd.run("share")
+    gone = set(rd.view.graph.neighbours(0)[:hidden])
+    rd.lie_to(0, "mask", messages.Survivors, lambda m: {"members": tuple(i for i in m.members if i not in gone)})
+    rd.run("confirm")
+    rd.ask("confirm")
+    assert (0 in rd.sent["confirm"]) != stops
+    assert set(rd.errors) == ({0} if stops else set())
+    if stops:
+        with pytest.raises(ServerFault, match="U3 leaves client 0 with fewer than t = 4 holders"):
+            raise rd.errors[0]

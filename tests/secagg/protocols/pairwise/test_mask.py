@@ -375,3 +375,25 @@ def test_too_few_vectors_end_the_round(new_round):
     rd.up["mask", 2] = lambda f: f[:-1]
     with pytest.raises(BelowThresholdError, match="mask: 2 of at least 3"):
         rd.run()
+
+
+def test_a_dispute_that_ends_the_round_is_among_the_reasons(new_round):
+    """One client is silent and another loses a dispute: too few are left, and the error says whom the dispute cost."""
+    rd = new_round()
+    rd.redeal(1, 0, lambda part: dataclasses.replace(part, root_commitment=bytes(32)))
+    rd.silence(3, "mask")
+    with pytest.raises(BelowThresholdError, match=r"mask: 2 of at least 3.*clients \[1, 0\]") as caught:
+        rd.run()
+    assert isinstance(caught.value.rejected[1], DisputeError)
+    assert caught.value.alive == (0, 2)
+
+
+def test_only_a_dealer_can_be_refused(new_round):
+    """A neighbour that fell silent before it dealt anything: whoever refuses it was not sent anything to refuse."""
+    rd = new_round(5, colluders=0)
+    rd.silence(3, "share")
+    rd.up["mask", 1] = lambda f: joined(rd.resign(split(f)[0], messages.MaskHeader, by=1, refused=(3,)), split(f)[1])
+    rd.run()
+    rd.check((0, 2, 4))
+    with pytest.raises(PeerFault, match="client 1: refused clients that are not its neighbours"):
+        raise rd.session.result.rejected[1]

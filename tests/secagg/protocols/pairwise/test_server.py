@@ -4,6 +4,7 @@ import dataclasses
 import pytest
 
 from secagg import messages
+from secagg.crypto import prg
 from secagg.errors import (
     BelowThresholdError,
     DeclinedError,
@@ -14,6 +15,7 @@ from secagg.errors import (
     PeerFault,
     PolicyError,
     SecaggError,
+    SelfTestError,
     ServerFault,
     StateError,
     UnexpectedFrameError,
@@ -225,7 +227,7 @@ def test_rubbish_under_a_clients_name_does_not_cost_it_its_place(new_round, phas
     assert (rd.session.result.dropped, rd.session.result.rejected) == ({}, {})
 
 
-@pytest.mark.parametrize("phase", PHASES[:3])
+@pytest.mark.parametrize("phase", [*PHASES[:3], PHASES[4]])
 def test_a_signed_wrong_frame_ends_its_senders_turn(new_round, phase):
     """What a client signed and is wrong cannot be taken back: the right frame comes too late, and the fault has evidence."""
     rd = new_round()
@@ -236,6 +238,8 @@ def test_a_signed_wrong_frame_ends_its_senders_turn(new_round, phase):
         wrong = rd.resign(right, messages.Advertise, by=2, mask_key=b"short")
     elif phase == "share":
         wrong = rd.share_frame(2, [b"leaf"])
+    elif phase == "unmask":
+        wrong = rd.resign(right, messages.Unmask, by=2, answers=())
     else:
         end = 4 + int.from_bytes(right[:4], "big")
         header = rd.resign(right[4:end], messages.MaskHeader, by=2, refused=(9,))
@@ -249,7 +253,8 @@ def test_a_signed_wrong_frame_ends_its_senders_turn(new_round, phase):
         rd.session.receive(2, right)
     rd.up[phase, 2] = lambda _: None
     rd.run()
-    rd.check((0, 1, 3))
+    rd.check((0, 1, 2, 3) if phase == "unmask" else (0, 1, 3))
+    assert rd.session.result.dropped == {2: phase}
     assert rd.session.result.rejected[2] is caught.value
 
 
@@ -399,3 +404,61 @@ def test_no_error_of_a_clients_own_is_told(new_round, kind):
         assert (told.rule, told.reason) == (kind.__name__, "an error on this client's side")
         assert b"secret" not in frame
         assert b"77777" not in frame
+
+
+def test_rubbish_of_an_earlier_phase_is_no_reason_of_a_later_one(new_round):
+    """What came under a client's name before its right frame is forgotten with the phase: its silence later has no reason."""
+    rd = new_round()
+    rd.ask("advertise")
+    with pytest.raises(DecodeError):
+        rd.session.receive(2, b"rubbish")
+    rd.step()
+    rd.silence(2, "share")
+    rd.run()
+    rd.check((0, 1, 3))
+    assert (rd.session.result.dropped, rd.session.result.rejected) == ({2: "share"}, {})
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_order_of_arrival_does_not_matter(new_round, phase):
+    """Frames that arrive last client first give the same sets, the same sum, and answers that every client takes."""
+    rd = new_round()
+    rd.run(phase)
+    for client, frame in reversed(rd.ask(phase).items()):
+        rd.session.receive(client, frame)
+        rd.up[phase, client] = lambda _: None
+    rd.run()
+    rd.check((0, 1, 2, 3))
+    assert (rd.session.result.dropped, rd.errors) == ({}, {})
+    assert list(rd.session.result.signatures) == sorted(rd.session.result.signatures)
+
+
+def test_who_declines_before_it_begins_never_begins(new_round):
+    """A fresh session that has told the server that it takes no part is spent."""
+    client = new_round().clients[2]
+    client.decline(ServerFault("no"))
+    with pytest.raises(StateError):
+        client.start()
+
+
+def test_a_long_reason_is_cut_and_not_lost(new_round):
+    """The server reads at most 512 characters of a reason, and a client sends no more."""
+    rd = new_round()
+    rd.session.receive(2, rd.clients[2].decline(ServerFault("x" * 511 + "yz")))
+    rd.up["advertise", 2] = lambda _: None
+    rd.run()
+    assert str(rd.session.result.rejected[2]).endswith("x" * 511 + "y")
+
+
+def test_an_installation_that_fails_its_self_test_takes_no_part(new_round, monkeypatch):
+    """Neither side of a round is made where the generator does not give its known answer."""
+    rd = new_round()
+
+    def broken():
+        raise SelfTestError("another answer")
+
+    monkeypatch.setattr(prg, "self_test", broken)
+    with pytest.raises(SelfTestError):
+        ServerSession(rd.params, rd.server, rd.roster)
+    with pytest.raises(SelfTestError):
+        rd.client(1)

@@ -10,7 +10,7 @@ from secagg import graph, messages, ring
 from secagg.crypto import shamir
 from secagg.crypto.sealing import Purpose
 from secagg.errors import BelowThresholdError, PeerFault, RoundError
-from secagg.protocols.pairwise import evidence, unmask
+from secagg.protocols.pairwise import evidence, mask, unmask
 from secagg.protocols.pairwise.parties import share_commitment
 
 SHARE = np.arange(9, dtype="<u4").tobytes()
@@ -269,8 +269,6 @@ def test_t_silent_survivors_are_too_many(new_round):
 
 def test_a_sum_outside_its_range_is_not_published(new_round):
     """A client that sends more than its bound, past its own checks, ends the round: the sum can't be one of valid inputs."""
-    from secagg.protocols.pairwise import mask
-
     rd = new_round()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask, "check_inputs", lambda _params, _inputs: None)
@@ -309,3 +307,33 @@ def test_what_was_revealed_does_not_print(new_round):
     assert repr(unmask.SecretRoot(b"\x5e" * 32, None)) == "<SecretRoot>"
     with pytest.raises(TypeError, match="never pickled or copied"):
         copy.copy(collected)
+
+
+def test_valid_answers_after_a_wrong_one_count(new_round):
+    """Two liars, each about one owner: what they say about the others is needed for t shares, and the sum stands."""
+    rd = new_round()
+    reveal(rd, 3, lambda a: [msgspec.structs.replace(a[0], share=SHARE), *a[1:]])
+    reveal(rd, 2, lambda a: [a[0], msgspec.structs.replace(a[1], share=SHARE), *a[2:]])
+    rd.run()
+    rd.check((0, 1, 2, 3))
+    assert rd.session.result.dropped == {2: "unmask", 3: "unmask"}
+    assert {i: error.party for i, error in rd.session.result.rejected.items()} == {2: 2, 3: 3}
+
+
+@pytest.mark.parametrize(("value", "published"), [(1000, True), (1001, False), (-1000, True), (-1001, False)])
+def test_a_sum_of_three_has_the_range_of_three(new_round, value, published):
+    """With one of four gone the limit is three bounds, at either end: one more ends the round."""
+    extreme = {i: {"update": np.full(5, np.sign(value) * 1000), "count": np.array([1])} for i in range(4)}
+    rd = new_round(inputs=extreme)
+    rd.silence(3, "mask")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask, "check_inputs", lambda _params, _inputs: None)
+        real = ring.encode_into
+        patch.setattr(ring, "encode_into", lambda x, _low, _high, words: real(x, -(2**62), 2**62, words))
+        rd.clients[2] = rd.client(2, inputs={"update": np.full(5, value), "count": np.array([1])})
+        if published:
+            rd.run()
+            assert rd.session.result.sums["update"].tolist() == [3 * value] * 5
+            return
+        with pytest.raises(RoundError, match=r"block 'update': the sum leaves \+-3000"):
+            rd.run()
