@@ -1,0 +1,7 @@
+"""`python -m privacy.cli`."""
+
+import sys
+
+from privacy.cli import main
+
+sys.exit(main())
