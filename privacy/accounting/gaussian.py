@@ -13,6 +13,7 @@ Under secure aggregation these are claims of computational differential privacy 
 the noise generator being indistinguishable from uniform.
 """
 
+import decimal
 import math
 from collections.abc import Callable
 from typing import Final
@@ -122,8 +123,11 @@ def rdp_form(mu_squared: float, delta: float) -> float:
 
 
 def as_text(epsilon: float, digits: int = 6) -> str:
-    """Say an epsilon in words, which is where infinity has some."""
-    return f"{epsilon:.{digits}g}" if math.isfinite(epsilon) else "no bound"
+    """Say an upper bound in words, which is where infinity has some: its first digits, never less than the bound."""
+    if not math.isfinite(epsilon):
+        return "no bound"
+    upward = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal_from_float(epsilon)
+    return f"{float(upward):.{digits}g}"
 
 
 def with_sampler(route: Callable[[float], float], delta: float, sampler_delta: float) -> float:

@@ -4,6 +4,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from privacy.accounting.gaussian import as_text
 from privacy.ledger import Ledger
 from privacy.plan import Plan
 
@@ -166,4 +167,4 @@ def test_total_adds_up_at_the_delta_asked(call, ledger):
     smaller = json.loads(call("ledger", "total", ledger, "--delta", "1e-6", "--json")[1])
     assert own["delta"] == 1e-4
     assert smaller["epsilon"] > own["epsilon"]
-    assert f"epsilon <= {own['epsilon']:.6g} at delta = 0.0001" in call("ledger", "total", ledger)[1]
+    assert f"epsilon <= {as_text(own['epsilon'])} at delta = 0.0001" in call("ledger", "total", ledger)[1]
