@@ -83,12 +83,14 @@ class PeerFault(SecaggError):  # noqa: N818 - a fault is a finding about a party
         party: The client id (u64).
         evidence: What shows it, by name, as it was received; `secagg.protocols.pairwise.evidence` says what it proves. It may have shares
             of secrets that the round opens anyway, and so never prints.
+        rejected: Where it ended the round: why other clients were missing by then, by client id.
     """
 
     def __init__(self, party: int, message: str, evidence: Mapping[str, bytes] = MappingProxyType({})) -> None:
         super().__init__(f"client {party}: {message}")
         self.party = party
         self.evidence = dict(evidence)
+        self.rejected: dict[int, SecaggError] = {}
 
 
 class DeclinedError(SecaggError):
@@ -142,7 +144,15 @@ class EvidenceError(SecaggError):
 
 
 class RoundError(SecaggError):
-    """The round cannot end with a sum, and nobody is to blame."""
+    """The round cannot end with a sum, and nobody is to blame for that alone.
+
+    Attributes:
+        rejected: Why clients were missing by then, by client id, where something came from them: some may be to blame for that.
+    """
+
+    def __init__(self, message: str, rejected: Mapping[int, SecaggError] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.rejected = dict(rejected)
 
 
 class BelowThresholdError(RoundError):
@@ -152,7 +162,6 @@ class BelowThresholdError(RoundError):
         phase: The exchange in which they went missing.
         needed: How many the round needs there.
         alive: The client ids that answered.
-        rejected: Why an answer was not taken in this phase, by client id, where one came.
     """
 
     def __init__(
@@ -165,9 +174,9 @@ class BelowThresholdError(RoundError):
     ) -> None:
         reasons = "".join(f"; client {client} was not taken: {error}" for client, error in sorted(rejected.items()))
         super().__init__(
-            f"{phase}: {len(alive)} of at least {needed} clients are left ({reason}); alive: {list(alive)}{reasons}"
+            f"{phase}: {len(alive)} of at least {needed} clients are left ({reason}); alive: {list(alive)}{reasons}",
+            rejected,
         )
         self.phase = phase
         self.needed = needed
         self.alive = alive
-        self.rejected = dict(rejected)

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from secagg.engines.base import Engine
-from secagg.errors import DecodeError, DisputeError, ParameterError, PeerFault, SecaggError, UnexpectedFrameError
+from secagg.errors import (
+    DecodeError,
+    DisputeError,
+    ParameterError,
+    PeerFault,
+    RoundError,
+    SecaggError,
+    UnexpectedFrameError,
+)
 from secagg.identity import Roster, ServerIdentity
 from secagg.params import PHASES, RoundParams
 from secagg.protocols.pairwise import ServerSession
@@ -114,9 +122,9 @@ def run_round(
         spool: Where masked vectors wait until it is fixed whose are in the sum. None: a temporary file.
 
     Raises:
-        RoundError: Too few clients were left.
-        PeerFault: A client is provably corrupt in a way that ends the round; nothing is published. It has the evidence; the
-            next round should go without it.
+        RoundError: Too few clients were left. `faults_of` has what was found about those that are missing.
+        PeerFault: A client is provably corrupt in a way that ends the round; nothing is published. It has the evidence, and
+            `faults_of` has it together with what was found about others before; the next round should go without them.
         ParameterError: A member of the cohort cannot be reached by the engine, or is not on the roster.
     """
     unreachable = sorted(set(params.cohort) - set(engine.peers))
@@ -170,6 +178,16 @@ def faults(rejected: Mapping[int, SecaggError]) -> tuple[Fault, ...]:
             case DisputeError():
                 found.append(Fault(error.parties, str(error), error.evidence))
     return tuple(found)
+
+
+def faults_of(error: RoundError | PeerFault) -> tuple[Fault, ...]:
+    """What was found about clients in a round that ended with an error, as `RoundOutcome.faults` has it for one that did not.
+
+    Args:
+        error: What `run_round` raised.
+    """
+    found = faults(error.rejected)
+    return (*found, *faults({error.party: error})) if isinstance(error, PeerFault) else found
 
 
 def _medians(seconds: Mapping[str, Mapping[int, float]]) -> dict[str, float]:

@@ -9,12 +9,20 @@ import pytest
 from secagg import ClientPolicy, messages
 from secagg.crypto.kdf import Label
 from secagg.engines.inprocess import InProcessEngine
-from secagg.errors import BelowThresholdError, DeclinedError, DecodeError, DisputeError, ParameterError, PolicyError
+from secagg.errors import (
+    BelowThresholdError,
+    DeclinedError,
+    DecodeError,
+    DisputeError,
+    ParameterError,
+    PeerFault,
+    PolicyError,
+)
 from secagg.params import PHASES, Block, RoundParams
-from secagg.protocols.pairwise import ClientSession, decline
+from secagg.protocols.pairwise import ClientSession, decline, share
 from secagg.protocols.pairwise.evidence import check
 from secagg.protocols.pairwise.parties import statement
-from secagg.session import RoundOutcome, faults, run_round
+from secagg.session import RoundOutcome, faults, faults_of, run_round
 from secagg.spool import MemorySpool
 from secagg.testing import client_handler, parties
 
@@ -295,6 +303,59 @@ def test_a_wrong_frame_is_a_fault_with_its_evidence(start):
     assert "wrong share of the self secret of client 0" in fault.message
     assert "proves" in check(fault.evidence, 1, p, roster)
     assert not [value for value in fault.evidence.values() if repr(value)[2:20] in repr(out)]
+
+
+def wrong_key(p, client, frame):
+    """An advertisement that its owner signed, with a key that is none."""
+    identities, _, _ = parties(p.cohort, p.suite)
+    message = messages.decode(messages.decode(frame, messages.Signed).payload, messages.Advertise)
+    return messages.seal(msgspec.structs.replace(message, mask_key=b"short"), identities[client].sign)
+
+
+@pytest.mark.parametrize("at", PHASES[1:])
+def test_what_was_found_before_a_round_failed_is_in_its_error(start, at):
+    """A wrong key in exchange 1, then too few answers in any later one: the error has the first finding, with its evidence."""
+    engine, p, server, roster, _ = start(n=6, colluders=1, dropouts=2)
+
+    def change(phase, replies):
+        if phase == "advertise":
+            return replies | {4: wrong_key(p, 4, replies[4])}
+        return dict(list(replies.items())[:1]) if phase == at else replies
+
+    with pytest.raises(BelowThresholdError, match=rf"{at}: 1 of at least .*client 4: advertised a mask key") as caught:
+        run_round(Wrapped(engine, change), p, server, roster)
+    (fault,) = faults_of(caught.value)
+    assert fault.parties == (4,)
+    assert "proves" in check(fault.evidence, 4, p, roster)
+
+
+def test_a_corrupt_dealer_does_not_hide_the_others(start, monkeypatch):
+    """A round that ends with a provably corrupt dealer names, beside it, the client that was found before; without both the next gives the sum."""
+    engine, p, server, roster, inputs = start(n=7, colluders=1, dropouts=2)
+
+    def change(phase, replies):
+        return replies | {4: wrong_key(p, 4, replies[4])} if phase == "advertise" else replies
+
+    real = share.shamir.share
+    dealt = itertools.count()
+
+    def bent(secrets, threshold, points, entropy):
+        shares = real(secrets, threshold, points, entropy)
+        if next(dealt) == 2:  # the third dealer, client 2: its shares lie on no polynomial of degree t - 1
+            shares[1, 0] ^= 1
+        return shares
+
+    monkeypatch.setattr(share.shamir, "share", bent)
+    with pytest.raises(PeerFault, match="client 2: dealt shares") as caught:
+        run_round(Wrapped(engine, change), p, server, roster)
+    found = faults_of(caught.value)
+    assert [fault.parties for fault in found] == [(4,), (2,)]
+    assert all("proves" in check(fault.evidence, fault.parties[0], p, roster) for fault in found)
+    left = tuple(i for i in p.cohort if i not in (2, 4))
+    engine, p, server, roster, inputs = start(n=7, cohort=left, colluders=1, dropouts=1)
+    out = run_round(engine, p, server, roster)
+    assert (out.survivors, out.faults) == (left, ())
+    assert np.array_equal(out.sums["update"], total(inputs, left))
 
 
 def test_the_rounds_opening_is_the_encoded_parameters(start):

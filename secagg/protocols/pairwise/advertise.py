@@ -198,7 +198,7 @@ class CollectingAdvertisements(Redacted):
         """Forms U1 of the advertisements that were taken.
 
         Args:
-            rejected: Why others were not, for the message of an error.
+            rejected: Why clients were missing by then, for an error.
 
         Raises:
             BelowThresholdError: U1 is smaller than the agreed minimum.

@@ -236,7 +236,7 @@ def decline(proposal: bytes, identity: Identity, error: SecaggError) -> bytes:
 def _decline(context: bytes, identity: Identity, phase: str, error: SecaggError) -> bytes:
     # Errors of our own can speak about our data or our disk, which is nothing that a server should learn.
     reason = "an error on this client's side" if isinstance(error, LocalError) else str(error)[:512]
-    rule = error.rule if isinstance(error, PolicyError) else type(error).__name__
+    rule = (error.rule if isinstance(error, PolicyError) else type(error).__name__)[:64]
     told = messages.Decline(binding=context, sender=identity.id, phase=phase, rule=rule, reason=reason)
     return messages.seal(told, identity.sign)
 

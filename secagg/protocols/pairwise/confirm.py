@@ -86,7 +86,7 @@ class CollectingSignatures(Redacted):
         """Hands a quorum of signatures to everybody who signed.
 
         Args:
-            rejected: Why others were not taken, for the message of an error.
+            rejected: Why clients were missing by then, for an error.
 
         Raises:
             BelowThresholdError: Fewer than q survivors signed.

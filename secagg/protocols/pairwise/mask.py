@@ -284,7 +284,7 @@ class CollectingVectors(Redacted):
         """Ends the disputes and fixes U3.
 
         Args:
-            rejected: Why other vectors were not taken, for the message of an error.
+            rejected: Why clients were missing by then, for an error.
 
         Raises:
             BelowThresholdError: U3 is smaller than the agreed minimum.

@@ -13,6 +13,7 @@ from secagg.errors import (
     DecodeError,
     ParameterError,
     PeerFault,
+    RoundError,
     SecaggError,
     StateError,
     UnexpectedFrameError,
@@ -95,7 +96,7 @@ class ServerSession(Redacted):
         self._rejected: Rejected = {}
         self._masked: MaskedSum | None = None
         self._signatures: dict[int, bytes] = {}
-        self._result: Result | None = None
+        self._sums: dict[str, npt.NDArray[np.int64]] | None = None
 
     @property
     def phase(self) -> str | None:
@@ -162,58 +163,51 @@ class ServerSession(Redacted):
         """Ends the phase with whoever answered; the answers to deliver, empty after the last.
 
         Raises:
-            RoundError: The round cannot go on; the session is spent.
-            PeerFault: A client is provably corrupt in a way that ends the round; the session is spent.
+            RoundError: The round cannot go on; the session is spent. `rejected` has what was found about clients before.
+            PeerFault: A client is provably corrupt in a way that ends the round; the session is spent. `rejected` likewise.
             StateError: The round is over.
         """
         state, self._state = self._state, None
-        missing = {i: error for i, error in self._turned_away.items() if i not in self._taken} | self._gone
-        self._rejected |= missing
+        if state is None:
+            raise StateError("the round is over")
+        self._rejected |= {i: error for i, error in self._turned_away.items() if i not in self._taken} | self._gone
+        try:
+            answers = self._close(state)
+        except (RoundError, PeerFault) as error:
+            # What was found about others on the way is not lost with the sum: the next round can do without them.
+            self._rejected |= error.rejected
+            error.rejected = dict(self._rejected)
+            raise
+        over = self.phase is None
+        self._note(self._taken if over else answers)
+        self._phase += not over
+        return answers
+
+    def _close(self, state: _Phase) -> Answers:
         answers: Answers = {}
         match state:
             case CollectingAdvertisements():
-                advertisers, answers = state.close(missing)
+                advertisers, answers = state.close(self._rejected)
                 self._state = CollectingShares(advertisers)
             case CollectingShares():
-                sharers, answers = state.close(missing)
+                sharers, answers = state.close(self._rejected)
                 self._state = CollectingVectors(sharers, self._spool)
             case CollectingVectors():
-                self._masked, answers = state.close(missing)
+                self._masked, answers = state.close(self._rejected)
                 self._rejected |= self._masked.disputed
                 self._state = CollectingSignatures(self._masked)
             case CollectingSignatures():
-                confirmed, answers = state.close(missing)
+                confirmed, answers = state.close(self._rejected)
                 self._signatures = confirmed.signatures
                 self._state = CollectingAnswers(confirmed)
             case CollectingAnswers():
-                sums = state.close(missing)
-                self._note(self._taken)
-                self._result = self._summary(sums)
-                return answers
-            case None:
-                raise StateError("the round is over")
-        self._note(answers)
-        self._phase += 1
+                self._sums = state.close(self._rejected)
         return answers
 
     def _note(self, alive: set[int] | Answers) -> None:
         self._dropped |= {i: PHASES[self._phase] for i in self._expected if i not in alive}
         self._expected = {i: None for i in self._expected if i in alive}
         self._taken, self._gone, self._turned_away = set(), {}, {}
-
-    def _summary(self, sums: dict[str, npt.NDArray[np.int64]]) -> Result:
-        masked = self._masked
-        if masked is None:
-            raise StateError("the round has no result (yet)")
-        return Result(
-            sums=sums,
-            survivors=masked.survivors,
-            dropped=dict(sorted(self._dropped.items())),
-            rejected=dict(self._rejected),
-            transcript=masked.view.transcript,
-            signatures=self._signatures,
-            sharers=masked.sharers.members,
-        )
 
     @property
     def result(self) -> Result:
@@ -222,6 +216,15 @@ class ServerSession(Redacted):
         Raises:
             StateError: The round has not ended with one.
         """
-        if self._result is None:
+        masked = self._masked
+        if masked is None or self._sums is None:
             raise StateError("the round has no result (yet)")
-        return self._result
+        return Result(
+            sums=self._sums,
+            survivors=masked.survivors,
+            dropped=dict(sorted(self._dropped.items())),
+            rejected=dict(self._rejected),
+            transcript=masked.view.transcript,
+            signatures=self._signatures,
+            sharers=masked.sharers.members,
+        )

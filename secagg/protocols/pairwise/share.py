@@ -285,7 +285,7 @@ class CollectingShares(Redacted):
         """Forms U2 of the dealers that were taken.
 
         Args:
-            rejected: Why others were not, for the message of an error.
+            rejected: Why clients were missing by then, for an error.
 
         Raises:
             BelowThresholdError: U2 is smaller than the agreed minimum.

@@ -127,7 +127,7 @@ class CollectingAnswers(Redacted):
         """Takes the masks off the sum.
 
         Args:
-            rejected: Why answers were not taken, for the message of an error.
+            rejected: Why clients were missing by then, for an error.
 
         Returns:
             `{block name: int64 (length,)}`, the exact sum over the survivors.

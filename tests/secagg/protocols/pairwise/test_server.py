@@ -450,6 +450,15 @@ def test_a_long_reason_is_cut_and_not_lost(new_round):
     assert str(rd.session.result.rejected[2]).endswith("x" * 511 + "y")
 
 
+def test_a_long_rule_is_cut_and_not_lost(new_round):
+    """The same for the kind of error, of which an application's own can have any name: 64 characters."""
+    rd = new_round()
+    rd.session.receive(2, rd.clients[2].decline(type("E" * 99, (SecaggError,), {})("no")))
+    rd.up["advertise", 2] = lambda _: None
+    rd.run()
+    assert rd.session.result.rejected[2].rule == "E" * 64
+
+
 def test_an_installation_that_fails_its_self_test_takes_no_part(new_round, monkeypatch):
     """Neither side of a round is made where the generator does not give its known answer."""
     rd = new_round()
