@@ -1,7 +1,13 @@
 """One exception tree, by who is at fault."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+
+
+def shown(clients: Iterable[int]) -> str:
+    """Client ids for an error message: sorted, and at most ten of them."""
+    ids = sorted(clients)
+    return str(ids) if len(ids) <= 10 else f"{str(ids[:10])[:-1]}, and {len(ids) - 10} more]"
 
 
 class SecaggError(Exception):
@@ -172,9 +178,11 @@ class BelowThresholdError(RoundError):
         reason: str,
         rejected: Mapping[int, SecaggError] = MappingProxyType({}),
     ) -> None:
-        reasons = "".join(f"; client {client} was not taken: {error}" for client, error in sorted(rejected.items()))
+        said = [f"; client {client} was not taken: {error}" for client, error in sorted(rejected.items())]
+        more = f"; and {len(said) - 10} more were not" if len(said) > 10 else ""
         super().__init__(
-            f"{phase}: {len(alive)} of at least {needed} clients are left ({reason}); alive: {list(alive)}{reasons}",
+            f"{phase}: {len(alive)} of at least {needed} clients are left ({reason}); alive: {shown(alive)}"
+            f"{''.join(said[:10])}{more}",
             rejected,
         )
         self.phase = phase

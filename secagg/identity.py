@@ -4,17 +4,18 @@ No mask, share or channel key derives from an identity: whoever steals one later
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NoReturn, Protocol, Self, final
+from typing import NamedTuple, NoReturn, Protocol, Self, final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from secagg.cores import CORES, spread
 from secagg.crypto.kdf import Entropy, Label, digest, draw, framed
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES, X25519_LENGTH, SecretKey
-from secagg.errors import DecodeError, ParameterError, ServerFault, SignatureError, SignerError
+from secagg.errors import DecodeError, ParameterError, SecaggError, ServerFault, SignatureError, SignerError
 
 KEY_LENGTH = 32
 SIGNATURE_LENGTH = 64
@@ -238,6 +239,26 @@ class ServerIdentity(_Party):
         return f"ServerIdentity({self.suite}, verify_key={self.verify_key.hex()}, private=<redacted>)"
 
 
+class Claim(NamedTuple):
+    """What a party is said to have signed, not verified yet.
+
+    Attributes:
+        party_id: Client id, or `SERVER_ID`.
+        label: What was signed.
+        message: The bytes as received.
+        signature: 64 bytes.
+    """
+
+    party_id: int
+    label: Label
+    message: bytes
+    signature: bytes
+
+
+# Fewer signatures than this are checked before another thread has woken up.
+_WORTH_A_THREAD = 4
+
+
 @dataclass(frozen=True)
 class Roster:
     """The public keys of everybody, handed over out of band and pinned.
@@ -289,15 +310,38 @@ class Roster:
         Guarantees:
             Returns only for the signature of this party over this message under this label.
         """
-        if party_id not in self._keys:
-            raise DecodeError(f"party {party_id} is not on the roster")
+        error = self._error(Claim(party_id, label, message, signature))
+        if error is not None:
+            raise error
+
+    def verify_each(self, claims: Sequence[Claim]) -> list[SecaggError | None]:
+        """What `verify` would raise for each claim, in their order; on both cores where there are enough of them.
+
+        Args:
+            claims: What was received, in any number.
+
+        Guarantees:
+            None stands only where this party signed this message under this label.
+        """
+        count = max(min(CORES, len(claims) // _WORTH_A_THREAD), 1)
+        step = -(-len(claims) // count) or 1
+        parts = [claims[start : start + step] for start in range(0, len(claims), step)]
+        return [
+            error for errors in spread(lambda part: [self._error(claim) for claim in part], parts) for error in errors
+        ]
+
+    def _error(self, claim: Claim) -> SecaggError | None:
+        key = self._keys.get(claim.party_id)
+        if key is None:
+            return DecodeError(f"party {claim.party_id} is not on the roster")
         try:
-            self._keys[party_id].verify(signature, framed(label) + message)
-        except InvalidSignature as error:
-            reason = f"wrong signature ({label.name})"
-            if party_id == SERVER_ID:
-                raise ServerFault(reason) from error
-            raise SignatureError(f"client {party_id}: {reason}") from error
+            key.verify(claim.signature, framed(claim.label) + claim.message)
+        except InvalidSignature:
+            reason = f"wrong signature ({claim.label.name})"
+            if claim.party_id == SERVER_ID:
+                return ServerFault(reason)
+            return SignatureError(f"client {claim.party_id}: {reason}")
+        return None
 
     def fingerprint(self) -> str:
         """SHA-256 over all keys in order of id, 64 hex digits: what people compare by telephone."""

@@ -8,17 +8,17 @@ its header is a frame, its body follows as raw bytes that an authentication tag 
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
 
 from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
 from secagg.crypto.shamir import SHARE_LENGTH
-from secagg.errors import DecodeError, ServerFault
+from secagg.errors import DecodeError, SecaggError, ServerFault, shown
 from secagg.graph import Graph
-from secagg.identity import Roster
+from secagg.identity import Claim, Roster
 
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 ShareBytes = Annotated[bytes, msgspec.Meta(min_length=36, max_length=36)]
@@ -261,6 +261,8 @@ class Decline(Message, frozen=True, array_like=True, forbid_unknown_fields=True,
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 MessageT = TypeVar("MessageT", bound=Message)
+ContentT = TypeVar("ContentT")
+OtherT = TypeVar("OtherT")
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS: dict[type[msgspec.Struct], msgspec.msgpack.Decoder[msgspec.Struct]] = {}
@@ -305,11 +307,40 @@ def unseal(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int, ro
         DecodeError: Not a frame of this kind, round or sender, or (`SignatureError`) not signed by that client.
         ServerFault: The server's signature does not verify.
     """
+    (message,) = verify_each([unverified(data, kind, binding=binding, sender=sender)], roster)
+    if isinstance(message, SecaggError):
+        raise message
+    return message
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Unverified(Generic[ContentT]):
+    """What a party is said to have signed; `verify_each` alone gives out what is in it."""
+
+    _content: ContentT
+    claim: Claim
+
+    def beside(self, other: OtherT) -> "Unverified[tuple[ContentT, OtherT]]":
+        """The same with something that its content says whether it is right."""
+        return Unverified((self._content, other), self.claim)
+
+
+def unverified(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int) -> Unverified[MessageT]:
+    """A signed frame with every check of this module's header done but that of the signature.
+
+    Raises:
+        DecodeError: Not a frame of this kind, round or sender.
+    """
     signed = decode(data, Signed)
     message = decode(signed.payload, kind)
     check_bound(message, binding=binding, sender=sender)
-    roster.verify(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature)
-    return message
+    return Unverified(message, Claim(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature))
+
+
+def verify_each(claimed: Sequence[Unverified[ContentT]], roster: Roster) -> list[ContentT | SecaggError]:
+    """The content of each whose signature verifies, and `Roster.verify`'s error in the place of any other; on both cores."""
+    errors = roster.verify_each([each.claim for each in claimed])
+    return [each._content if error is None else error for each, error in zip(claimed, errors, strict=True)]  # noqa: SLF001 - of this module
 
 
 def check_bound(message: Message, *, binding: bytes, sender: int) -> None:
@@ -339,12 +370,6 @@ def check_members(members: tuple[int, ...], *, within: tuple[int, ...], at_least
         raise ServerFault(f"{name} leaves out client {client}, which answered")
     if len(members) < at_least:
         raise ServerFault(f"{name} has {len(members)} members, fewer than the agreed minimum {at_least}")
-
-
-def shown(clients: Iterable[int]) -> str:
-    """Client ids for an error message: sorted, and at most ten of them."""
-    ids = sorted(clients)
-    return str(ids) if len(ids) <= 10 else f"{str(ids[:10])[:-1]}, and {len(ids) - 10} more]"
 
 
 def decode_server(data: bytes, kind: type[StructT]) -> StructT:

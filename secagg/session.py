@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from secagg.engines.base import Engine
 from secagg.errors import (
     DecodeError,
     DisputeError,
+    LocalError,
     ParameterError,
     PeerFault,
     RoundError,
@@ -125,6 +126,7 @@ def run_round(
         RoundError: Too few clients were left. `faults_of` has what was found about those that are missing.
         PeerFault: A client is provably corrupt in a way that ends the round; nothing is published. It has the evidence, and
             `faults_of` has it together with what was found about others before; the next round should go without them.
+        LocalError: The spool could not keep a vector.
         ParameterError: A member of the cohort cannot be reached by the engine, or is not on the roster.
     """
     unreachable = sorted(set(params.cohort) - set(engine.peers))
@@ -136,16 +138,17 @@ def run_round(
     ignored: list[tuple[str, int, str]] = []
     frames, before = _Metered(session.open()), PHASES[0]
     for phase in PHASES:
-        for sender, frame in engine.exchange(phase, frames, deadline_s=deadline_s):
-            bytes_up[phase] += len(frame) if isinstance(frame, bytes) else 0
+        for batch in _batches(engine.exchange(phase, frames, deadline_s=deadline_s)):
+            bytes_up[phase] += sum(_size(frame) for _, frame in batch)
             start = time.perf_counter()
-            try:
-                session.receive(sender, frame)
-            except (UnexpectedFrameError, DecodeError) as error:
-                ignored.append((phase, sender, str(error)))
-            except PeerFault:
-                pass  # the session keeps it, with the evidence
+            errors = session.receive_many(batch)
             server_seconds[phase] += time.perf_counter() - start
+            for (sender, _), error in zip(batch, errors, strict=True):
+                match error:
+                    case UnexpectedFrameError() | DecodeError():
+                        ignored.append((phase, sender, str(error)))
+                    case LocalError():
+                        raise error
         bytes_down[phase] = frames.bytes
         server_seconds[before] += frames.seconds
         start = time.perf_counter()
@@ -166,6 +169,29 @@ def run_round(
         sharers=result.sharers,
         signatures=result.signatures,
     )
+
+
+# So many small frames are taken at once that their signatures are worth two cores; a vector is taken as soon as it is there, so
+# that memory does not grow.
+_BATCH_FRAMES, _BATCH_BYTES = 32, 2**20
+
+
+def _batches(replies: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """The replies in their order, some at a time."""
+    batch: list[tuple[int, bytes]] = []
+    size = 0
+    for reply in replies:
+        batch.append(reply)
+        size += _size(reply[1])
+        if len(batch) == _BATCH_FRAMES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _size(frame: object) -> int:
+    return len(frame) if isinstance(frame, bytes) else 0
 
 
 def faults(rejected: Mapping[int, SecaggError]) -> tuple[Fault, ...]:

@@ -6,10 +6,8 @@ different byte orders or default integers cancel.
 """
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -20,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
+from secagg.cores import CORES, spread
 from secagg.crypto.kdf import Label, digest
 from secagg.errors import InputError, SelfTestError
 
@@ -33,7 +32,6 @@ CHUNK_BYTES = 256 * 1024
 
 # Long keystreams and additions release the interpreter's lock; below this many bytes a thread costs more than it saves.
 _WORTH_A_THREAD = 4 * 2**20
-_CORES = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 # A cipher's state takes about 3 kB; a server that takes off thousands of masks opens so many at a time.
 _OPEN_STREAMS = 64
@@ -86,16 +84,12 @@ def add_streams(acc: Words, keys: Iterable[tuple[bytes, bool]]) -> None:
             f"a stream goes into a writable vector of unsigned words, not {acc.dtype} of shape {acc.shape}"
         )
     signed = [(_checked(key), np.subtract if subtract else np.add) for key, subtract in keys]
-    parts = _parts(acc, len(signed))
-    others = [_workers().submit(_add_part, acc[start:stop], start, signed) for start, stop in parts[1:]]
-    _add_part(acc[slice(*parts[0])], 0, signed)
-    for other in others:
-        other.result()
+    spread(lambda part: _add_part(acc[slice(*part)], part[0], signed), _parts(acc, len(signed)))
 
 
 def _parts(acc: Words, streams: int) -> list[tuple[int, int]]:
     """How the vector is cut for the cores: at whole cipher blocks, and only where a thread's share is worth waking it up."""
-    count = min(_CORES, streams * acc.nbytes // _WORTH_A_THREAD) if acc.nbytes > CHUNK_BYTES else 1
+    count = min(CORES, streams * acc.nbytes // _WORTH_A_THREAD) if acc.nbytes > CHUNK_BYTES else 1
     step = -(-acc.size // max(count, 1) // _BLOCK_LENGTH) * _BLOCK_LENGTH
     return [(start, min(start + step, acc.size)) for start in range(0, acc.size, step or 1)] or [(0, 0)]
 
@@ -113,11 +107,6 @@ def _add_part(acc: Words, offset: int, signed: list[tuple[bytes, Any]]) -> None:
             for encryptor, combine in streams:
                 encryptor.update_into(zeros, out)
                 combine(part, addend, out=part)
-
-
-@cache
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=max(_CORES - 1, 1), thread_name_prefix="secagg-prg")
 
 
 def stream(key: bytes, length: int, dtype: npt.DTypeLike) -> Words:
@@ -202,8 +191,3 @@ def _checked(key: bytes) -> bytes:
 
 def _encryptor(key: bytes, block: int) -> Any:  # noqa: ANN401 - the public annotation lacks update_into's array buffers
     return Cipher(AES(key), CTR(block.to_bytes(_BLOCK_LENGTH, "big"))).encryptor()
-
-
-# Threads do not survive a fork; the child makes its own.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.cache_clear)

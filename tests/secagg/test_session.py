@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from secagg import ClientPolicy, messages
+from secagg import ClientPolicy, messages, session
 from secagg.crypto.kdf import Label
 from secagg.engines.inprocess import InProcessEngine
 from secagg.errors import (
@@ -14,6 +14,7 @@ from secagg.errors import (
     DeclinedError,
     DecodeError,
     DisputeError,
+    LocalError,
     ParameterError,
     PeerFault,
     PolicyError,
@@ -441,15 +442,45 @@ def test_vectors_wait_in_the_spool_that_was_given(start):
 
 
 def test_the_servers_time_is_that_of_taking_closing_and_answering(start, monkeypatch):
-    """By a clock that ticks at each look: one for every frame that was taken, one for closing, one for every answer made."""
+    """By a clock that ticks at each look: one for every two frames that were taken, one for closing, one for every answer made."""
     engine, p, server, roster, _ = start({3: "confirm"})
+    monkeypatch.setattr("secagg.session._BATCH_FRAMES", 2)
     clock = itertools.count()
     monkeypatch.setattr("secagg.session.time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     seconds = run_round(engine, p, server, roster).seconds["server"]
     assert seconds == {
-        "advertise": 4 + 4 + 1 + 4,  # the opening is made for four, too
-        "share": 4 + 1 + 4,
-        "mask": 4 + 1 + 4,
-        "confirm": 3 + 1 + 3,
-        "unmask": 3 + 1,
+        "advertise": 4 + 2 + 1 + 4,  # the opening is made for four, too
+        "share": 2 + 1 + 4,
+        "mask": 2 + 1 + 4,
+        "confirm": 2 + 1 + 3,
+        "unmask": 2 + 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batches"),
+    [
+        ([10] * 70, [32, 32, 6]),
+        ([2**20] * 3, [1, 1, 1]),
+        ([2**19, 2**19 - 1, 1, 5], [3, 1]),
+        ([], []),
+    ],
+)
+def test_small_frames_are_taken_together_and_vectors_one_by_one(sizes, batches):
+    """At most 32 frames, and no more than the one that makes it a mebibyte: what waits does not grow with the cohort."""
+    assert [len(batch) for batch in session._batches((0, bytes(size)) for size in sizes)] == batches
+    assert [frame for batch in session._batches(enumerate(map(bytes, sizes))) for frame in batch] == list(
+        enumerate(map(bytes, sizes))
+    )
+
+
+def test_a_spool_that_fails_ends_the_round_with_its_reason(start):
+    """It is our own disk and nobody's fault: no client is made a dropout of."""
+    engine, p, server, roster, _ = start()
+
+    class Full(MemorySpool):
+        def put(self, client, body):  # noqa: ARG002 - the signature of a spool
+            raise LocalError(f"the vector of client {client} could not be kept: no space")
+
+    with pytest.raises(LocalError, match="the vector of client 0 could not be kept"):
+        run_round(engine, p, server, roster, spool=Full())

@@ -95,7 +95,7 @@ def accept(state: AwaitingAdvertised, frame: bytes) -> View:
     me = state.me
     answer = messages.decode_server(frame, messages.AdvertisedFrame)
     places = _places(answer.digests, me)
-    mine, peers = view(me, answer.digests, tuple(places), {}), {}
+    mine = view(me, answer.digests, tuple(places), {})
     header = messages.unseal_server(answer.header, messages.Advertised, binding=me.context, roster=me.roster)
     if header.transcript != mine.transcript:
         raise ServerFault("the digests of U1 do not give the transcript that the server signed")
@@ -109,15 +109,28 @@ def accept(state: AwaitingAdvertised, frame: bytes) -> View:
     for client, peer_frame in ((me.id, state.frame), *zip(near, answer.frames, strict=True)):
         if advertisement_digest(peer_frame) != entry_digest(answer.digests, places[client]):
             raise ServerFault(f"U1 has another advertisement of client {client} than its digest says")
-        if client == me.id:
-            continue
-        try:
-            peers[client] = read(peer_frame, client, me)
-        except SecaggError as error:
-            raise ServerFault(
-                f"U1 has an advertisement that client {client} did not make for this round: {error}"
-            ) from None
-    return dataclasses.replace(mine, peers=peers)
+    return dataclasses.replace(mine, peers=_peers(dict(zip(near, answer.frames, strict=True)), me))
+
+
+def _peers(frames: dict[int, bytes], me: Member) -> dict[int, messages.Advertise]:
+    """The neighbours' advertisements, each checked."""
+    peers: dict[int, messages.Advertise] = {}
+    client = None
+    try:
+        read = []
+        for client, frame in frames.items():
+            read.append(unverified(frame, client, me))
+        adverts = messages.verify_each(read, me.roster)
+        for client, advert in zip(frames, adverts, strict=True):
+            if isinstance(advert, SecaggError):
+                raise advert
+            check_keys(advert, frames[client], client, me)
+            peers[client] = advert
+    except SecaggError as error:
+        raise ServerFault(
+            f"U1 has an advertisement that client {client} did not make for this round: {error}"
+        ) from None
+    return peers
 
 
 def _places(digests: bytes, me: Member) -> dict[int, int]:
@@ -129,14 +142,21 @@ def _places(digests: bytes, me: Member) -> dict[int, int]:
     return {client: place for place, client in enumerate(members)}
 
 
-def read(frame: bytes, client: int, party: Party) -> messages.Advertise:
-    """An advertisement, checked as far as anybody can.
+def unverified(frame: bytes, client: int, party: Party) -> messages.Unverified[messages.Advertise]:
+    """An advertisement whose signature is still to be checked.
 
     Raises:
         DecodeError: It is not that client's for this round.
-        PeerFault: It is, and its content is not what it must be.
     """
-    advert = messages.unseal(frame, messages.Advertise, binding=party.context, sender=client, roster=party.roster)
+    return messages.unverified(frame, messages.Advertise, binding=party.context, sender=client)
+
+
+def check_keys(advert: messages.Advertise, frame: bytes, client: int, party: Party) -> None:
+    """That an advertisement has two keys of the round's suite.
+
+    Raises:
+        PeerFault: It has not.
+    """
     length = party.suite.public_key_length
     for name, key in (("channel", advert.channel_key), ("mask", advert.mask_key)):
         if len(key) != length:
@@ -144,7 +164,6 @@ def read(frame: bytes, client: int, party: Party) -> messages.Advertise:
             raise PeerFault(client, message, {"advertisement": frame})
     if advert.channel_key == advert.mask_key:
         raise PeerFault(client, "uses one key for two purposes", {"advertisement": frame})
-    return advert
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -166,14 +185,21 @@ class CollectingAdvertisements(Redacted):
         self._frames: dict[int, bytes] = {}
         self._mac_keys: dict[int, bytes] = {}
 
-    def take(self, client: int, frame: bytes) -> None:
-        """Keeps an advertisement whose keys others can seal to.
+    def read(self, client: int, frame: bytes) -> messages.Unverified[messages.Advertise]:
+        """An advertisement.
 
         Raises:
             DecodeError: It is not that client's for this round.
-            PeerFault: It is, and something in it is wrong.
         """
-        advert = read(frame, client, self._host)
+        return unverified(frame, client, self._host)
+
+    def take(self, client: int, frame: bytes, advert: messages.Advertise) -> None:
+        """Keeps an advertisement whose keys others can seal to.
+
+        Raises:
+            PeerFault: Something in it is wrong.
+        """
+        check_keys(advert, frame, client, self._host)
         for name, key in (("channel", advert.channel_key), ("mask", advert.mask_key)):
             try:
                 self._host.suite.check_public_key(key)

@@ -7,7 +7,7 @@ from typing import Self
 from secagg import messages
 from secagg.crypto import prg
 from secagg.crypto.kdf import Entropy, Label, digest
-from secagg.errors import DecodeError, LocalError, ParameterError, PolicyError, SecaggError, StateError
+from secagg.errors import DecodeError, LocalError, ParameterError, PolicyError, SecaggError, StateError, shown
 from secagg.guard import Guard, MemoryGuard
 from secagg.identity import Identity, Roster
 from secagg.params import PHASES, RoundParams
@@ -72,12 +72,12 @@ class ClientSession(Redacted):
         if policy is not None:
             policy.check(params, identity.id, roster.clients, guard)
         if identity.id not in params.cohort:
-            raise ParameterError(f"client {identity.id} is not in the cohort {messages.shown(params.cohort)}")
+            raise ParameterError(f"client {identity.id} is not in the cohort {shown(params.cohort)}")
         if roster.clients.get(identity.id) != identity.public_key:
             raise ParameterError(f"the roster has another key, or none, for client {identity.id}")
         missing = [i for i in params.cohort if i not in roster.clients]
         if missing:
-            raise ParameterError(f"clients {messages.shown(missing)} of the cohort are not on the roster")
+            raise ParameterError(f"clients {shown(missing)} of the cohort are not on the roster")
         self._me = Member(params, roster, identity, entropy)
         if len(roster.server_sealing_key) != self._me.suite.public_key_length:
             raise ParameterError(f"the roster's server key is not for suite {params.suite!r}")

@@ -8,7 +8,8 @@ import dataclasses
 from secagg import messages
 from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
-from secagg.errors import BelowThresholdError, SecaggError, ServerFault
+from secagg.errors import BelowThresholdError, ServerFault
+from secagg.identity import Claim
 from secagg.protocols.pairwise.mask import AgreedSurvivors, MaskedSum
 from secagg.protocols.pairwise.parties import Answers, Redacted, Rejected
 
@@ -43,11 +44,12 @@ def accept(state: AwaitingQuorum, frame: bytes) -> AgreedSurvivors:
     needed = me.params.quorum(len(view.advertisers))
     if len(signers) < needed:
         raise ServerFault(f"the quorum has {len(signers)} signatures, {needed} are needed")
-    for signer, signature in answer.signatures:
-        try:
-            me.roster.verify(signer, Label.SIGNATURE_STATEMENT, agreed.statement, signature)
-        except SecaggError:
-            raise ServerFault(f"client {signer} did not sign the statement that client {me.id} signed") from None
+    claims = [
+        Claim(signer, Label.SIGNATURE_STATEMENT, agreed.statement, signature) for signer, signature in answer.signatures
+    ]
+    for signer, error in zip(signers, me.roster.verify_each(claims), strict=True):
+        if error is not None:
+            raise ServerFault(f"client {signer} did not sign the statement that client {me.id} signed")
     return agreed
 
 
@@ -71,16 +73,20 @@ class CollectingSignatures(Redacted):
         self._statement = masked.statement
         self._signatures: dict[int, bytes] = {}
 
-    def take(self, client: int, frame: bytes) -> None:
-        """Keeps a survivor's signature over S.
+    def read(self, client: int, frame: bytes) -> messages.Unverified[bytes]:
+        """A survivor's signature over S.
 
         Raises:
-            DecodeError: It is not that client's for this round, or signs another statement.
+            DecodeError: It is not that client's for this round.
         """
         confirm = messages.decode(frame, messages.Confirm)
         messages.check_bound(confirm, binding=self._masked.view.transcript, sender=client)
-        self._masked.host.roster.verify(client, Label.SIGNATURE_STATEMENT, self._statement, confirm.signature)
-        self._signatures[client] = confirm.signature
+        claim = Claim(client, Label.SIGNATURE_STATEMENT, self._statement, confirm.signature)
+        return messages.Unverified(confirm.signature, claim)
+
+    def take(self, client: int, _frame: bytes, signature: bytes) -> None:
+        """Keeps it."""
+        self._signatures[client] = signature
 
     def close(self, rejected: Rejected) -> tuple[Confirmed, Answers]:
         """Hands a quorum of signatures to everybody who signed.

@@ -196,7 +196,7 @@ def _advertisement(frame: bytes, party: int, here: Party) -> str:
         frame, messages.Advertise, binding=here.context, sender=party, roster=here.roster, name="advertisement"
     )
     try:
-        advertise.read(frame, party, here)
+        advertise.check_keys(advert, frame, party, here)
         for key in (advert.channel_key, advert.mask_key):
             here.suite.check_public_key(key)
     except (PeerFault, SealError) as error:

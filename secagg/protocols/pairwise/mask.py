@@ -236,6 +236,10 @@ class MaskedSum(Redacted):
         return statement(self.view.transcript, self.sharers.members, self.survivors)
 
 
+MaskedVector = tuple[messages.MaskHeader, tuple[bytes, memoryview]]
+"""The header that a client signed, its frame as it was received, and the body, whose tag is in the header."""
+
+
 class CollectingVectors(Redacted):
     """The server during exchange 3: a running sum, and the bodies in a spool until nobody can be dropped any more."""
 
@@ -246,18 +250,28 @@ class CollectingVectors(Redacted):
         self._refusals: dict[int, tuple[int, ...]] = {}
         self._sums: list[Words] = [ring.room_to_decode(block.length, block.bits) for block in state.host.params.blocks]
 
-    def take(self, client: int, frame: bytes) -> None:
+    def read(self, client: int, frame: bytes) -> messages.Unverified[MaskedVector]:
+        """A masked vector.
+
+        Raises:
+            DecodeError: It is not that client's for this round.
+        """
+        header_frame, body = _split(frame, client, self._state.host.params)
+        header = messages.unverified(
+            header_frame, messages.MaskHeader, binding=self._state.view.transcript, sender=client
+        )
+        return header.beside((header_frame, body))
+
+    def take(self, client: int, _frame: bytes, vector: MaskedVector) -> None:
         """Adds a masked vector to the running sum.
 
         Raises:
-            DecodeError: It is not that client's for this round, or not the body that it signed for.
+            DecodeError: It is not the body that the client signed for.
             PeerFault: It is, and its refusals or its padding are wrong. The sum is as it was.
+            LocalError: The spool could not keep it.
         """
         params, view = self._state.host.params, self._state.view
-        header_frame, body = _split(frame, client, params)
-        header = messages.unseal(
-            header_frame, messages.MaskHeader, binding=view.transcript, sender=client, roster=self._state.host.roster
-        )
+        header, (header_frame, body) = vector
         tag = prg.gmac(self._state.before.mac_keys[client], body)
         if header.body_length != len(body) or not hmac.compare_digest(header.tag, tag):
             raise DecodeError(f"the body of client {client} is not the one that its header authenticates")

@@ -1,7 +1,8 @@
 """The server's side of one round: it takes each frame as it arrives, and steps when the phase is closed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,14 @@ from secagg.crypto import prg
 from secagg.errors import (
     DeclinedError,
     DecodeError,
+    LocalError,
     ParameterError,
     PeerFault,
     RoundError,
     SecaggError,
     StateError,
     UnexpectedFrameError,
+    shown,
 )
 from secagg.identity import Roster, ServerIdentity
 from secagg.params import PHASES, RoundParams
@@ -29,6 +32,12 @@ from secagg.protocols.pairwise.unmask import CollectingAnswers
 from secagg.spool import FileSpool, Spool
 
 _Phase = CollectingAdvertisements | CollectingShares | CollectingVectors | CollectingSignatures | CollectingAnswers
+
+
+def _read(state: _Phase, phase: str, sender: int, frame: bytes) -> messages.Unverified[Any]:
+    if not isinstance(frame, bytes) or not frame:
+        raise DecodeError(f"client {sender} answered without content in phase {phase}")
+    return state.read(sender, frame)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +88,7 @@ class ServerSession(Redacted):
         prg.self_test()
         missing = [i for i in params.cohort if i not in roster.clients]
         if missing:
-            raise ParameterError(f"clients {messages.shown(missing)} of the cohort are not on the roster")
+            raise ParameterError(f"clients {shown(missing)} of the cohort are not on the roster")
         if (roster.server_verify_key, roster.server_sealing_key) != (identity.verify_key, identity.sealing_key):
             raise ParameterError("the roster has other keys for the server than its own")
         self._host = Host(params, roster, identity)
@@ -125,9 +134,37 @@ class ServerSession(Redacted):
             UnexpectedFrameError: A second frame of one sender, or a frame of one that is not awaited (any more).
             DecodeError: Not provably a frame of this sender in this exchange and round. The right one may still come.
             PeerFault: It is, and something in it is wrong; the sender has had its turn in this round.
+            LocalError: It could not be kept, through no fault of the sender. All is as it was.
         """
-        if self._state is None:
+        for error in self.receive_many([(sender, frame)]):
+            if error is not None:
+                raise error
+
+    def receive_many(self, frames: Sequence[tuple[int, bytes]]) -> list[SecaggError | None]:
+        """`receive` for several (sender, frame), in their order, with the signatures checked on both cores.
+
+        Returns:
+            For each frame None where it was taken, else what `receive` would raise.
+
+        Raises:
+            StateError: The round is over.
+        """
+        state = self._state
+        if state is None:
             raise StateError("the round is over")
+        read: dict[int, messages.Unverified[Any]] = {}
+        outcomes: list[Any] = [None] * len(frames)
+        for place, (sender, frame) in enumerate(frames):
+            try:
+                self._check_awaited(sender)
+                read[place] = _read(state, PHASES[self._phase], sender, frame)
+            except (UnexpectedFrameError, DecodeError) as error:
+                outcomes[place] = error
+        for place, content in zip(read, messages.verify_each(tuple(read.values()), self._host.roster), strict=True):
+            outcomes[place] = content
+        return [self._take(state, *frame, found) for frame, found in zip(frames, outcomes, strict=True)]
+
+    def _check_awaited(self, sender: int) -> None:
         phase = PHASES[self._phase]
         if sender not in self._expected:
             raise UnexpectedFrameError(sender, phase, "is not awaited")
@@ -135,21 +172,28 @@ class ServerSession(Redacted):
             raise UnexpectedFrameError(sender, phase, "comes after the client's turn has ended")
         if sender in self._taken:
             raise UnexpectedFrameError(sender, phase, "is a second one")
+
+    def _take(self, state: _Phase, sender: int, frame: bytes, found: Any) -> SecaggError | None:  # noqa: ANN401 - a phase's own
+        """Books what a frame came to: `found` is its content, or what is wrong with its form or signature."""
         try:
-            if not isinstance(frame, bytes) or not frame:
-                raise DecodeError(f"client {sender} answered without content in phase {phase}")  # noqa: TRY301 - the same end
-            self._state.take(sender, frame)
+            self._check_awaited(sender)  # again: a frame before it may have been of the same sender
+            if isinstance(found, SecaggError):
+                raise found
+            state.take(sender, frame, found)
         except PeerFault as error:
             self._gone[sender] = error
-            raise
+            return error
         except DecodeError as error:
             declined = self._declined(sender, frame)
             if declined is None:
                 self._turned_away[sender] = error
-                raise
+                return error
             self._gone[sender] = declined
-            return
+            return None
+        except (UnexpectedFrameError, LocalError) as error:
+            return error
         self._taken.add(sender)
+        return None
 
     def _declined(self, sender: int, frame: bytes) -> DeclinedError | None:
         host, phase = self._host, PHASES[self._phase]

@@ -131,9 +131,9 @@ def accept(state: AwaitingShared, frame: bytes) -> Neighbourhood:
         raise ServerFault(
             f"U2 leaves client {me.id} with {len(near)} neighbours, t = {me.params.threshold} shares are needed"
         )
+    _check_deliveries(dict(zip(near, answer.deliveries, strict=True)), me, view)
     held, seeds, refused = {me.id: state.own}, {}, list[int]()
     for dealer, delivery in zip(near, answer.deliveries, strict=True):
-        _check_delivery(dealer, delivery, me, view)
         try:
             held[dealer], seeds[dealer] = _open(dealer, delivery.leaf, state)
         except (DecodeError, SealError, ShareError, PeerFault) as error:
@@ -146,16 +146,22 @@ def accept(state: AwaitingShared, frame: bytes) -> Neighbourhood:
     return Neighbourhood(header.members, held, seeds, tuple(refused))
 
 
-def _check_delivery(dealer: int, delivery: messages.Delivery, me: Member, view: View) -> None:
-    """That the dealer signed this very part for this very holder; if not, the server made it up."""
-    holders = view.graph.holders(dealer)
+def _check_deliveries(deliveries: dict[int, messages.Delivery], me: Member, view: View) -> None:
+    """That each dealer signed this very part for this very holder; if not, the server made it up."""
+    dealer = None
     try:
-        header = messages.unseal(
-            delivery.header, messages.ShareHeader, binding=view.transcript, sender=dealer, roster=me.roster
-        )
-        merkle.check(
-            delivery.leaf, index=holders.index(me.id), size=len(holders), path=delivery.path, expected_root=header.root
-        )
+        read = []
+        for dealer, delivery in deliveries.items():
+            read.append(
+                messages.unverified(delivery.header, messages.ShareHeader, binding=view.transcript, sender=dealer)
+            )
+        headers = messages.verify_each(read, me.roster)
+        for dealer, header in zip(deliveries, headers, strict=True):
+            if isinstance(header, SecaggError):
+                raise header
+            delivery, holders = deliveries[dealer], view.graph.holders(dealer)
+            place = holders.index(me.id)
+            merkle.check(delivery.leaf, index=place, size=len(holders), path=delivery.path, expected_root=header.root)
     except SecaggError as error:
         raise ServerFault(f"the part of client {dealer} is not what it signed: {error}") from None
 
@@ -249,6 +255,10 @@ class Sharers(Redacted):
         return tuple(self.deals)
 
 
+Dealing = tuple[messages.ShareHeader, messages.ShareFrame]
+"""A dealer's header, which it signed, and the frame around it, which has the leaves under the header's root."""
+
+
 class CollectingShares(Redacted):
     """The server during exchange 2."""
 
@@ -256,18 +266,27 @@ class CollectingShares(Redacted):
         self._state = state
         self._deals: dict[int, Deal] = {}
 
-    def take(self, client: int, frame: bytes) -> None:
+    def read(self, client: int, frame: bytes) -> messages.Unverified[Dealing]:
+        """A dealer's parts.
+
+        Raises:
+            DecodeError: They are not that client's for this round.
+        """
+        shares = messages.decode(frame, messages.ShareFrame)
+        header = messages.unverified(
+            shares.header, messages.ShareHeader, binding=self._state.view.transcript, sender=client
+        )
+        return header.beside(shares)
+
+    def take(self, client: int, frame: bytes, dealing: Dealing) -> None:
         """Keeps a dealer's parts if they have the right form under its signed root.
 
         Raises:
-            DecodeError: It is not that client's for this round, or the parts are not those that it signed.
+            DecodeError: The parts are not those that it signed.
             PeerFault: It signed parts of another number or length.
         """
         view, host = self._state.view, self._state.host
-        shares = messages.decode(frame, messages.ShareFrame)
-        header = messages.unseal(
-            shares.header, messages.ShareHeader, binding=view.transcript, sender=client, roster=host.roster
-        )
+        header, shares = dealing
         holders, overhead = view.graph.holders(client), host.suite.box_overhead
         if len(shares.leaves) > len(host.params.cohort):
             raise DecodeError(f"{len(shares.leaves)} parts are more than there are clients")

@@ -66,17 +66,21 @@ class CollectingAnswers(Redacted):
         self._root_shares: dict[int, dict[int, bytes]] = {}
         self._pair_seeds: dict[tuple[int, int], bytes] = {}
 
-    def take(self, client: int, frame: bytes) -> None:
+    def read(self, client: int, frame: bytes) -> messages.Unverified[messages.Unmask]:
+        """A survivor's answers.
+
+        Raises:
+            DecodeError: They are not that client's for this round.
+        """
+        return messages.unverified(frame, messages.Unmask, binding=self._masked.view.transcript, sender=client)
+
+    def take(self, client: int, frame: bytes, message: messages.Unmask) -> None:
         """Keeps every valid answer; raises about the first wrong one after the valid ones are kept.
 
         Raises:
-            DecodeError: It is not that client's for this round.
-            PeerFault: It is, and an answer is missing, one too many, or not what its dealer committed to.
+            PeerFault: An answer is missing, one too many, or not what its dealer committed to.
         """
         masked, graph = self._masked, self._masked.view.graph
-        message = messages.unseal(
-            frame, messages.Unmask, binding=masked.view.transcript, sender=client, roster=masked.host.roster
-        )
         dealers = {client, *graph.within(client, masked.sharers.deals)} - set(masked.refusals[client])
         if [(answer.owner, isinstance(answer, messages.SelfShare)) for answer in message.answers] != [
             (owner, owner in self._survivors) for owner in sorted(dealers)

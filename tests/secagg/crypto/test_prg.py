@@ -254,7 +254,7 @@ def test_more_threads_give_the_same_stream(dtype, monkeypatch):
     length = 5_000_003 // np.dtype(dtype).itemsize
     found = []
     for cores in (1, 2, 3, 8):
-        monkeypatch.setattr(prg, "_CORES", cores)
+        monkeypatch.setattr(prg, "CORES", cores)
         words = np.zeros(length, dtype)
         assert len(prg._parts(words, len(keys))) == cores
         prg.add_streams(words, keys)

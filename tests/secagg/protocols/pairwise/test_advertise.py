@@ -31,7 +31,10 @@ def collect(host, frames):
     collector, rejected = advertise.CollectingAdvertisements(host), {}
     for i, frame in frames.items():
         try:
-            collector.take(i, frame)
+            (advert,) = messages.verify_each([collector.read(i, frame)], host.roster)
+            if isinstance(advert, SecaggError):
+                raise advert
+            collector.take(i, frame, advert)
         except SecaggError as error:
             rejected[i] = error
     after, answers = collector.close(rejected)

@@ -450,6 +450,41 @@ def test_a_long_reason_is_cut_and_not_lost(new_round):
     assert str(rd.session.result.rejected[2]).endswith("x" * 511 + "y")
 
 
+def test_frames_that_come_together_are_taken_as_one_by_one(new_round):
+    """In one call: rubbish before the right frame, a second one, a stranger's, another's name, a signed wrong one and the right one after it."""
+    rd = new_round(5, colluders=1, dropouts=1)
+    sent = rd.ask("advertise")
+    wrong = rd.resign(sent[3], messages.Advertise, by=3, mask_key=b"short")
+    frames = [
+        (0, b"rubbish"),
+        (0, sent[0]),
+        (0, sent[0]),
+        (9, sent[1]),
+        (1, sent[2]),
+        (1, sent[1]),
+        (2, None),
+        (3, wrong),
+    ]
+    frames += [(3, sent[3]), (2, sent[2]), (4, rd.clients[4].decline(ServerFault("no"))), (4, sent[4])]
+    errors = rd.session.receive_many(frames)
+    kinds = [DecodeError, None, UnexpectedFrameError, UnexpectedFrameError, DecodeError, None, DecodeError, PeerFault]
+    kinds += [UnexpectedFrameError, None, None, UnexpectedFrameError]
+    assert [error and type(error) for error in errors] == kinds
+    with pytest.raises(BelowThresholdError) as caught:
+        rd.session.close_phase()
+    assert caught.value.alive == (0, 1, 2)
+    assert {i: type(error) for i, error in caught.value.rejected.items()} == {3: PeerFault, 4: DeclinedError}
+
+
+def test_nothing_comes_of_nothing(new_round):
+    """No frames are no error while the round runs, and an error when it is over."""
+    rd = new_round()
+    assert rd.session.receive_many([]) == []
+    rd.run()
+    with pytest.raises(StateError):
+        rd.session.receive_many([])
+
+
 def test_a_long_rule_is_cut_and_not_lost(new_round):
     """The same for the kind of error, of which an application's own can have any name: 64 characters."""
     rd = new_round()
