@@ -59,8 +59,8 @@ def sigma_effective(sigma_local: float, *, survivors: int, colluders: int) -> fl
         PlanError: nobody honest survives, or sigma_local is outside [8, 1e8], where nothing is proved or drawn.
 
     Guarantees:
-        For any sensitivity and composition, the sum of the honest noises gives no larger epsilon than a continuous
-        Gaussian of this standard deviation, up to the sampler's error.
+        For any integer sensitivity, dimension and composition, the sum of the honest noises gives no larger epsilon
+        than a continuous Gaussian of this standard deviation, up to the sampler's error and the last digit of a float.
     """
     honest = survivors - colluders
     if survivors < 0 or colluders < 0 or honest < 1:
@@ -109,6 +109,22 @@ def _check_range(sigma: float) -> None:
         )
 
 
+def _share_key(secret: bytes, *context: bytes) -> bytes:
+    """Derive the AES key of one share; every item of the context is framed by its length."""
+    framed = b"".join(len(item).to_bytes(8, "big") + item for item in context)
+    return HKDF(SHA256(), KEY_LENGTH, salt=None, info=_SHARE_LABEL + framed).derive(secret)
+
+
+class _Holding:
+    """What one process holds: its secret, and the labels that it has served. Has no ``repr`` that could show either."""
+
+    __slots__ = ("secret", "used")
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+        self.used: dict[tuple[str, int, int, int, str], object] = {}
+
+
 class NoiseSource:
     """A site's secret from which every noise share is keyed.
 
@@ -121,15 +137,17 @@ class NoiseSource:
     Guarantees:
         The key of a share depends on the secret and on every one of (run, round, attempt, site, purpose, sigma,
         length), so two shares never use the same keystream.
-        A forked child draws fresh entropy before its first share.
-        The same (run, round, attempt, site, purpose) is never served twice by one source.
+        A forked child draws fresh entropy before its first share, and drops its parent's.
+        The same (run, round, attempt, site, purpose) is never served twice by one source in one process, whatever its
+        threads do.
         The secret is not in ``repr``, and the source can be neither pickled nor copied.
     """
 
     def __init__(self, entropy: Callable[[int], bytes] = os.urandom) -> None:
         self._entropy = entropy
         self._private = True
-        self._renew()
+        self._holdings: dict[tuple[int, int], _Holding] = {}
+        self._holding()
 
     @classmethod
     def insecure_test(cls, seed: int) -> Self:
@@ -174,23 +192,24 @@ class NoiseSource:
             ``int64 (length,)``, each within ±floor(13 sigma).
 
         Raises:
-            SamplerError: this share was drawn before, sigma is out of range, or a number is not in [0, 2**64).
+            SamplerError: this share was drawn before, sigma is out of range, or a number is not an integer in
+                [0, 2**64).
         """
-        if self._process != _process():
-            self._renew()
+        holding = self._holding()
         sampler = DiscreteGaussian(sigma)
         numbers = {"round": round, "attempt": attempt, "site": site, "length": length}
         for name, value in numbers.items():
-            if not 0 <= value < 1 << 64:
-                raise SamplerError(f"{name} = {value} is not in [0, 2**64)")
+            if not isinstance(value, int) or not 0 <= value < 1 << 64:
+                raise SamplerError(f"{name} = {value} is not an integer in [0, 2**64)")
         label = (run, round, attempt, site, purpose)
         mine = object()
         # setdefault is one step, so two threads cannot both be first; a lock held across a fork would hang the child.
-        if self._used.setdefault(label, mine) is not mine:
+        if holding.used.setdefault(label, mine) is not mine:
             raise SamplerError(
                 f"the noise of run {run!r}, round {round}, attempt {attempt}, site {site}, {purpose!r} was drawn before"
             )
-        key = self._key(
+        key = _share_key(
+            holding.secret,
             run.encode(),
             round.to_bytes(8, "big"),
             attempt.to_bytes(8, "big") if self._private else b"",
@@ -201,17 +220,19 @@ class NoiseSource:
         )
         return sampler.sample(key, length)
 
-    def _key(self, *context: bytes) -> bytes:
-        framed = b"".join(len(item).to_bytes(8, "big") + item for item in context)
-        return HKDF(SHA256(), KEY_LENGTH, salt=None, info=_SHARE_LABEL + framed).derive(self._secret)
-
-    def _renew(self) -> None:
-        secret = self._entropy(KEY_LENGTH)
-        if not isinstance(secret, bytes) or len(secret) != KEY_LENGTH:
-            raise SamplerError(f"the entropy source did not give {KEY_LENGTH} bytes")
-        self._secret = secret
-        self._used: dict[tuple[str, int, int, int, str], object] = {}
-        self._process = _process()
+    def _holding(self) -> _Holding:
+        """Return what this process holds; a child that was just forked draws its own secret first."""
+        process = _process()
+        held = self._holdings.get(process)
+        if held is None:
+            secret = self._entropy(KEY_LENGTH)
+            if not isinstance(secret, bytes) or len(secret) != KEY_LENGTH:
+                raise SamplerError(f"the entropy source did not give {KEY_LENGTH} bytes")
+            # One step again: the threads of a new child all take the first one's secret, and its list of labels.
+            held = self._holdings.setdefault(process, _Holding(secret))
+            for ancestor in [other for other in tuple(self._holdings) if other != process]:
+                self._holdings.pop(ancestor, None)
+        return held
 
     def __repr__(self) -> str:
         return f"NoiseSource(<secret>, private={self._private})"

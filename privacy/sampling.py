@@ -91,8 +91,9 @@ class _Table(NamedTuple):
 def _cumulative(variance: Fraction, tail: int) -> list[int]:
     """Tabulate the folded law of ``D(sqrt(variance))`` on ``0..tail``.
 
-    Weights follow ``w(k+1) = w(k) g(k)``, ``g(k+1) = g(k) exp(-1/variance)`` in 320-bit fixed point. Each step adds
-    at most a few units of ``2**-320``, so after ``2**18`` steps the entries are exact but for their own rounding.
+    Weights follow ``w(k+1) = w(k) g(k)``, ``g(k+1) = g(k) exp(-1/variance)`` in 320-bit fixed point. In units of
+    ``2**-320`` the factor g(k) is off by at most 2k + 1, a weight by ``2 variance + 2k``, and the total by 2k times that:
+    less than ``2**-260`` for the largest table, so the entries are exact but for their own rounding.
 
     Returns:
         ``round(2**128 F(m))`` for m = 0, 1, ... while it is below ``2**128``; at most ``tail`` entries.

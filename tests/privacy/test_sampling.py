@@ -1,14 +1,12 @@
 import itertools
 import math
 from bisect import bisect_right
-from fractions import Fraction
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpmath import mp, mpf
 
 from privacy import sampling
 from privacy.errors import SamplerError
@@ -27,116 +25,6 @@ def masses(table):
     """The folded law of a table in units of 2**-128: mass of each magnitude."""
     bounds = [0, *entries(table), 1 << 128]
     return [after - before for before, after in itertools.pairwise(bounds)]
-
-
-def total_variation(measured, unnormalised):
-    """Distance between masses that sum to one and weights of magnitudes on a support at least as long."""
-    weights = [unnormalised(0), *(2 * unnormalised(k) for k in range(1, len(measured)))]
-    normaliser = weights[0]
-    k = 1
-    while (term := 2 * unnormalised(k)) > mpf(2) ** -300:  # the whole law, not only the tabulated part
-        normaliser += term
-        k += 1
-    inside = [abs(mass - weight / normaliser) for mass, weight in zip(measured, weights, strict=True)]
-    return (mp.fsum(inside) + (1 - mp.fsum(weights) / normaliser)) / 2
-
-
-@pytest.mark.parametrize("sigma", [8.0, math.nextafter(105 / 13, 9), 10.4, 33.3, 1024.0])
-def test_a_single_table_is_as_near_to_the_law_as_128_bits_allow(sigma):
-    """A table's law, recomputed term by term at 110 digits, is off by half a unit an entry and the tail at most."""
-    ((scale, table),) = DiscreteGaussian(sigma)._levels
-    with mp.workdps(110):
-        distance = total_variation(
-            [mpf(mass) / mpf(2) ** 128 for mass in masses(table)], lambda k: mp.exp(-mpf(k * k) / (2 * mpf(sigma) ** 2))
-        )
-        assert scale == 1
-        tail = math.floor(13 * sigma)
-        assert len(table.high) <= tail
-        assert 0 < distance < tail * mpf(2) ** -129 + mpf(2) ** -124
-
-
-def test_the_distance_check_sees_a_sigma_that_is_off_in_the_last_digits():
-    """The distance computed above exceeds 2**-100 when the table belongs to the neighbouring float (P11)."""
-    sigma = 10.4
-    ((_, table),) = DiscreteGaussian(math.nextafter(sigma, 11))._levels
-    with mp.workdps(110):
-        distance = total_variation(
-            [mpf(mass) / mpf(2) ** 128 for mass in masses(table)], lambda k: mp.exp(-mpf(k * k) / (2 * mpf(sigma) ** 2))
-        )
-        assert distance > mpf(2) ** -60
-
-
-def test_the_largest_tables_are_exact_at_sampled_places():
-    """At sigma = 1e8 each level's entries agree with the Jacobi theta value to one unit of 2**-128."""
-    (scale, first), (_, second) = LARGEST._levels
-    variance0 = (Fraction(9, 4) * scale) ** 2
-    variance1 = (Fraction(10**16) - variance0) / scale**2
-    with mp.workdps(120):
-        for table, variance in ((first, variance1), (second, variance0)):
-            value = mpf(variance.numerator) / variance.denominator
-            # Poisson summation gives the normaliser; the correction exp(-2 pi^2 variance) is far below 120 digits.
-            normaliser = mp.sqrt(2 * mp.pi * value)
-            mass = masses(table)
-            for k in (0, 1, 2, 1000, 15000, 60000, 120000):
-                expected = mp.exp(-mpf(k * k) / (2 * value)) * (1 if k == 0 else 2) / normaliser * mpf(2) ** 128
-                assert abs(mass[k] - expected) < 1 + expected * mpf(2) ** -120
-
-
-@pytest.mark.parametrize("sigma", [math.nextafter(1024.0, 2000), 1500.7])
-def test_two_levels_together_are_within_2_to_the_minus_100_of_the_law(sigma):
-    """The exact convolution of the two tables of K X1 + X0 is D(sigma) up to less than 2**-100."""
-    (scale, first), (one, second) = DiscreteGaussian(sigma)._levels
-    assert one == 1
-    mass1, mass0 = masses(first), masses(second)
-
-    def doubled(mass, x):  # twice the mass of x, to stay in integers
-        magnitude = abs(x)
-        return 0 if magnitude >= len(mass) else mass[magnitude] * (2 if magnitude == 0 else 1)
-
-    reach = len(mass0) // scale + 1
-    with mp.workdps(110):
-        normaliser = mp.sqrt(2 * mp.pi) * mpf(sigma)  # exact to far more digits, by Poisson summation
-        distances, covered = [], mpf(0)
-        for x in range(13 * int(sigma)):
-            near = x // scale
-            total = sum(
-                doubled(mass1, j) * doubled(mass0, x - scale * j) for j in range(near - reach, near + reach + 1)
-            )
-            measured = mpf(total) / mpf(2) ** 258
-            expected = mp.exp(-mpf(x * x) / (2 * mpf(sigma) ** 2)) / normaliser
-            weight = 1 if x == 0 else 2
-            distances.append(weight * abs(measured - expected))
-            covered += weight * measured
-        assert (mp.fsum(distances) + (1 - covered)) / 2 < mpf(2) ** -109
-
-
-@pytest.mark.parametrize(("ratio", "sigma1", "holds"), [("2.2", 18, True), ("1.5", 18, False), ("2.2", 1, False)])
-def test_the_conditions_on_the_levels_are_what_makes_them_exact(ratio, sigma1, holds):
-    """K X1 + X0 follows D(sigma) to 2**-132 at sigma0 = 2.2 K and sigma1 = 18, and visibly not below."""
-    scale = 10
-    with mp.workdps(80):
-        sigma0 = mpf(ratio) * scale
-        variance = scale**2 * mpf(sigma1) ** 2 + sigma0**2
-        ratios = []
-        for x in range(scale):  # the ratio to D(sigma) depends on x only through x sigma1^2 K / sigma^2 mod 1
-            terms = [
-                mp.exp(-mpf(j * j) / (2 * mpf(sigma1) ** 2) - (x - scale * j) ** 2 / (2 * sigma0**2))
-                for j in range(-20 * sigma1, 20 * sigma1 + 1)
-            ]
-            ratios.append(mp.fsum(terms) / mp.exp(-mpf(x * x) / (2 * variance)))
-        spread = mp.log(max(ratios) / min(ratios))
-        assert (spread < mpf(2) ** -132) is holds
-
-
-@pytest.mark.parametrize("sigma", [math.nextafter(1024.0, 2000), 2000.0, 12345.6, 1e6, 1e8])
-def test_every_two_level_split_meets_the_conditions(sigma):
-    """sigma0 >= 2.2 K, sigma1 >= 18, and the variances add up exactly."""
-    scale = DiscreteGaussian(sigma)._levels[0][0]
-    variance0 = (Fraction(9, 4) * scale) ** 2
-    variance1 = (Fraction(sigma) ** 2 - variance0) / scale**2
-    assert variance0 >= (Fraction(11, 5) * scale) ** 2
-    assert variance1 >= 18**2
-    assert scale**2 * variance1 + variance0 == Fraction(sigma) ** 2
 
 
 SMALL = DiscreteGaussian(9.5)._levels[0][1]

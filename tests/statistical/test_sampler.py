@@ -5,6 +5,7 @@ check that lets its own wrong sampler through proves nothing. Keys are fixed, so
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.statistical
 
 ALPHA = 1e-6
 COUNT = 1_000_000
-SIGMAS = [8.0, 10.4, 1000.0, 5000.5, 1e6, 1e8]
+SIGMAS = [8.0, 10.4, 1000.0, 5000.5, 1.5e7, 1e8]
 
 
 def key(number):
@@ -94,9 +95,9 @@ def test_scale(sigma):
     assert scale_p(draw(10.0), 10.4) < ALPHA
 
 
-@pytest.mark.parametrize("sigma", [8.0, 10.4, 1000.0])
+@pytest.mark.parametrize("sigma", [8.0, 10.4, 1000.0, 1030.3, 5000.5])
 def test_every_value_has_its_probability(sigma):
-    """The counts of all values fit the mass function; those of a scale 3 % off do not."""
+    """The counts of all values, or bins, fit the mass function on both sides of the level switch; 3 % off, they do not."""
     good = draw(sigma, 1)
     assert fit_p(good, sigma) > ALPHA
     assert fit_p(draw(sigma * 1.03, 1), sigma) < ALPHA
@@ -164,21 +165,55 @@ def test_tails(sigma):
     assert tail_p(np.rint(rough * sigma), sigma, 3) < ALPHA
 
 
-@pytest.mark.parametrize("sigma", [5000.5, 1e8])
+def flip(x):
+    """A sampler whose sign bit is one in 48 % of the draws."""
+    return np.where(np.random.default_rng(0).random(COUNT) < 0.04, np.abs(x), x)
+
+
+@pytest.mark.parametrize("sigma", [1030.3, 5000.5, 1e8])
 @pytest.mark.parametrize("level", [0, 1])
 def test_each_table_level(sigma, level):
-    """Each level alone has its own scale, sign and independence; 3 % off is rejected although the sum may hide it."""
+    """Each level alone has its own scale, sign, independence and tail; each fault planted in it alone is rejected.
+
+    A lower table whose sigma is 3 % off can hardly be seen in the sum, of whose variance it is 2.25 / sigma.
+    """
     levels = DiscreteGaussian(sigma)._levels
     scale = levels[0][0]
     sigma0 = 2.25 * scale
     own = [math.sqrt(sigma**2 - sigma0**2) / scale, sigma0][level]
-    out = np.zeros(COUNT, dtype=np.int64)
-    sampling._add_level(out, 1, levels[level][1], key(7), sampling._LANES_PER_LEVEL * level)
-    assert scale_p(out, own) > ALPHA
-    assert scale_p(out * 1.03, own) < ALPHA
-    assert mean_p(out, own) > ALPHA
-    assert lag_p(out, own, 1) > ALPHA
-    assert tail_p(out, own, 4) > ALPHA
+
+    def alone(table):
+        out = np.zeros(COUNT, dtype=np.int64)
+        sampling._add_level(out, 1, table, key(7), sampling._LANES_PER_LEVEL * level)
+        return out
+
+    good = alone(levels[level][1])
+    assert scale_p(good, own) > ALPHA
+    for fault in (0.97, 1.03):
+        assert scale_p(alone(sampling._table(Fraction(own * fault) ** 2)), own) < ALPHA
+    assert mean_p(good, own) > ALPHA
+    assert mean_p(flip(good), own) < ALPHA
+    assert residue_p(good, 2) > ALPHA
+    assert residue_p(good - (good % 2) * (np.random.default_rng(0).random(COUNT) < 0.01), 2) < ALPHA
+    assert lag_p(good, own, 1) > ALPHA
+    assert lag_p(good[1:] + 0.02 * good[:-1], own, 1) < ALPHA
+    assert tail_p(good, own, 4) > ALPHA
+    assert tail_p(np.clip(good, -4 * int(own), 4 * int(own)), own, 4) < ALPHA
+
+
+def bit_p(x):
+    """Correlation of each word's top bit, seen as a magnitude above the median, with the sign drawn from that bit."""
+    above = np.abs(x) > np.median(np.abs(x))
+    bit = np.arange(len(x) // 64)
+    return float(stats.fisher_exact(stats.contingency.crosstab(above[bit], x[64 * bit + 63] < 0).count).pvalue)
+
+
+@pytest.mark.parametrize("sigma", [8.0, 1000.0])
+def test_signs_and_magnitudes_share_no_keystream(monkeypatch, sigma):
+    """Magnitude i says nothing of sign 64 i + 63, whose bit is the top one of word i when both read one lane (P9)."""
+    assert bit_p(draw(sigma, 10)) > ALPHA
+    monkeypatch.setattr(sampling, "_SIGN", sampling._HIGH)
+    assert bit_p(draw(sigma, 10)) < ALPHA
 
 
 def test_the_levels_are_independent():
