@@ -153,10 +153,9 @@ def leaf_lengths(graph: Graph, dealer: int, overhead: int) -> list[int]:
         overhead: The suite's bytes of a box beyond its plaintext.
     """
     lengths = [Part.length(overhead, pair=pair) for pair in (False, True)]
-    return [
-        OWN_PART_LENGTH if holder == dealer else lengths[graph.is_chooser(dealer, holder)]
-        for holder in graph.holders(dealer)
-    ]
+    found = [lengths[chooses] for chooses in graph.choices(dealer)]
+    found.insert(graph.holders(dealer).index(dealer), OWN_PART_LENGTH)
+    return found
 
 
 def body_start(header_end: int) -> int:

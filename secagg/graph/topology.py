@@ -63,7 +63,7 @@ class Graph:
 
     def within(self, client: int, alive: Container[int]) -> tuple[int, ...]:
         """The neighbours of `client` that are in a set, sorted."""
-        return tuple(i for i in self.neighbours(client) if i in alive)
+        return tuple(filter(alive.__contains__, self.neighbours(client)))
 
     def holders(self, dealer: int) -> tuple[int, ...]:
         """N(i) and i itself, sorted: who holds shares of the dealer's secrets, and the order of its Merkle leaves."""
@@ -80,6 +80,14 @@ class Graph:
         """
         mine, theirs = self._positions[client], self._positions[peer]
         return (mine < theirs) == ((mine + theirs) % 2 == 1)
+
+    def choices(self, dealer: int) -> list[bool]:
+        """`is_chooser` for the edge to each neighbour of the dealer, in order."""
+        mine, positions = self._positions[dealer], self._positions
+        return [
+            (mine < theirs) == ((mine + theirs) % 2 == 1)
+            for theirs in map(positions.__getitem__, self.neighbours(dealer))
+        ]
 
     def adds(self, client: int, peer: int) -> bool:
         """Whether `client` adds (or else subtracts) the pair stream of its edge with `peer`."""

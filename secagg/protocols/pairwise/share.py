@@ -224,7 +224,9 @@ class Deal(Redacted):
 
     def commitment(self, holder: int, kind: bytes, *, own: bool) -> bytes:
         """The dealer's commitment to the share of this kind that `holder`, or itself, has."""
-        start = (0 if own else 2 * SHARE_LENGTH + self.overhead) + (0 if kind == ROOT else 32)
+        start = 0 if own else 2 * SHARE_LENGTH + self.overhead
+        if kind == SELF:
+            start += 32
         return self.leaves[holder][start : start + 32]
 
     def pair(self, holder: int) -> messages.Part:
@@ -318,10 +320,11 @@ class CollectingShares(Redacted):
         )
 
         def answer(client: int) -> bytes:
-            deliveries = tuple(
-                messages.Delivery(deal.header, deal.leaves[client], deal.path(client))
-                for deal in (deals[dealer] for dealer in view.graph.within(client, deals))
-            )
-            return messages.encode(messages.SharedFrame(header, deliveries))
+            deliveries = []
+            for dealer in view.graph.within(client, deals):
+                deal = deals[dealer]
+                path = deal.tree.paths[deal.places[client]]
+                deliveries.append(messages.Delivery(deal.header, deal.leaves[client], path))
+            return messages.encode(messages.SharedFrame(header, tuple(deliveries)))
 
         return Sharers(self._state, deals), Outbox(members, answer)

@@ -60,10 +60,13 @@ class CollectingAnswers(Redacted):
 
     def __init__(self, state: Confirmed) -> None:
         self._masked = state.masked
+        self._transcript = state.masked.view.transcript
+        self._graph = state.masked.view.graph
+        self._deals = state.masked.sharers.deals
         self._signatures = state.signatures
         self._survivors = frozenset(state.masked.survivors)
-        self._self_shares: dict[int, dict[int, bytes]] = {}
-        self._root_shares: dict[int, dict[int, bytes]] = {}
+        self._self_shares: dict[int, dict[int, bytes]] = {owner: {} for owner in self._deals}
+        self._root_shares: dict[int, dict[int, bytes]] = {owner: {} for owner in self._deals}
         self._pair_seeds: dict[tuple[int, int], bytes] = {}
 
     def read(self, client: int, frame: bytes) -> messages.Unverified[messages.Unmask]:
@@ -80,8 +83,8 @@ class CollectingAnswers(Redacted):
         Raises:
             PeerFault: An answer is missing, one too many, or not what its dealer committed to.
         """
-        masked, graph = self._masked, self._masked.view.graph
-        dealers = {client, *graph.within(client, masked.sharers.deals)} - set(masked.refusals[client])
+        masked = self._masked
+        dealers = {client, *self._graph.within(client, self._deals)} - set(masked.refusals[client])
         if [(answer.owner, isinstance(answer, messages.SelfShare)) for answer in message.answers] != [
             (owner, owner in self._survivors) for owner in sorted(dealers)
         ]:
@@ -100,22 +103,23 @@ class CollectingAnswers(Redacted):
             raise faults[0]
 
     def _keep(self, answer: messages.SelfShare | messages.RootShare, client: int, frame: bytes) -> PeerFault | None:
-        masked, owner = self._masked, answer.owner
-        transcript, deal = masked.view.transcript, masked.sharers.deals[answer.owner]
+        owner, share = answer.owner, answer.share
+        deal = self._deals[owner]
         kind = SELF if isinstance(answer, messages.SelfShare) else ROOT
-        expected = deal.commitment(client, kind, own=owner == client)
-        if share_commitment(transcript, owner, client, kind, answer.share) != expected:
-            evidence = {"unmask": frame, "digests": masked.view.digests} | deal.evidence(client)
+        if share_commitment(self._transcript, owner, client, kind, share) != deal.commitment(
+            client, kind, own=owner == client
+        ):
+            evidence = {"unmask": frame, "digests": self._masked.view.digests} | deal.evidence(client)
             return PeerFault(
                 client, f"revealed a wrong share of the {kind.decode()} secret of client {owner}", evidence
             )
         if isinstance(answer, messages.SelfShare):
-            self._self_shares.setdefault(owner, {})[client] = answer.share
+            self._self_shares[owner][client] = share
             return None
-        self._root_shares.setdefault(owner, {})[client] = answer.share
+        self._root_shares[owner][client] = share
         if not self._seed_matches(client, owner, answer.pair_seed):
-            chooser, other = (client, owner) if masked.view.graph.is_chooser(client, owner) else (owner, client)
-            evidence = {"unmask": frame, "digests": masked.view.digests} | masked.sharers.deals[chooser].evidence(other)
+            chooser, other = (client, owner) if self._graph.is_chooser(client, owner) else (owner, client)
+            evidence = {"unmask": frame, "digests": self._masked.view.digests} | self._deals[chooser].evidence(other)
             return PeerFault(
                 client, f"revealed a pair seed with client {owner} that is not the committed one", evidence
             )
@@ -123,9 +127,9 @@ class CollectingAnswers(Redacted):
         return None
 
     def _seed_matches(self, client: int, peer: int, seed: bytes) -> bool:
-        view, deals = self._masked.view, self._masked.sharers.deals
-        chooser, other = (client, peer) if view.graph.is_chooser(client, peer) else (peer, client)
-        return deals[chooser].pair(other).pair_commitment == pair_commitment(view.transcript, chooser, other, seed)
+        chooser, other = (client, peer) if self._graph.is_chooser(client, peer) else (peer, client)
+        committed = self._deals[chooser].pair(other).pair_commitment
+        return committed == pair_commitment(self._transcript, chooser, other, seed)
 
     def close(self, rejected: Rejected) -> dict[str, npt.NDArray[np.int64]]:
         """Takes the masks off the sum.
@@ -188,7 +192,7 @@ class CollectingAnswers(Redacted):
 
     def _self_masks(self, rejected: Rejected) -> list[Stream]:
         masked = self._masked
-        shares = {owner: self._self_shares.get(owner, {}) for owner in masked.survivors}
+        shares = {owner: self._self_shares[owner] for owner in masked.survivors}
         seeds = self._reconstruct(shares, SELF, rejected)
         for owner, seed in seeds.items():
             if seed_commitment(masked.host.context, owner, seed) != masked.view.peers[owner].seed_commitment:
@@ -212,7 +216,7 @@ class CollectingAnswers(Redacted):
         return streams
 
     def _open_root(self, dropped: int, rejected: Rejected) -> SecretRoot:
-        masked, shares = self._masked, self._root_shares.get(dropped, {})
+        masked, shares = self._masked, self._root_shares[dropped]
         root = self._reconstruct({dropped: shares}, ROOT, rejected)[dropped]
         key = mask_key_pair(masked.host.suite, root, masked.host.context)
         if key.public != masked.view.peers[dropped].mask_key:

@@ -164,3 +164,11 @@ def test_a_word_that_would_bias_is_skipped(monkeypatch):
     monkeypatch.setattr(graph.topology.prg, "stream", lambda *_: words)
     assert graph.build((0, 1, 2, 3), (0, 1, 2, 3), 2, b"\x5a" * 32).ring == (2, 0, 1, 3)
     graph.build.cache_clear()
+
+
+@pytest.mark.parametrize("degree", [4, 11])
+def test_choices_are_those_of_each_edge(degree):
+    """In order of the neighbours, on a ring and on the complete graph."""
+    found = graph.build(tuple(range(0, 36, 3)), tuple(range(3, 36, 3)), degree, T1)
+    for i in found.members:
+        assert found.choices(i) == [found.is_chooser(i, j) for j in found.neighbours(i)]

@@ -465,7 +465,12 @@ def test_frames_that_come_together_are_taken_as_one_by_one(new_round):
         (2, None),
         (3, wrong),
     ]
-    frames += [(3, sent[3]), (2, sent[2]), (4, rd.clients[4].decline(ServerFault("no"))), (4, sent[4])]
+    frames += [
+        (3, sent[3]),
+        (2, sent[2]),
+        (4, decline(rd.session.open()[4], rd.identities[4], ServerFault("no"))),
+        (4, sent[4]),
+    ]
     errors = rd.session.receive_many(frames)
     kinds = [DecodeError, None, UnexpectedFrameError, UnexpectedFrameError, DecodeError, None, DecodeError, PeerFault]
     kinds += [UnexpectedFrameError, None, None, UnexpectedFrameError]
