@@ -34,6 +34,10 @@ class GuardError(LocalError):
     """A step that this client has taken before, or a store of such steps that cannot be trusted or written."""
 
 
+class SpoolError(LocalError):
+    """A masked vector that could not be kept or read back; the message has the folder, the client and the reason."""
+
+
 class SignerError(LocalError):
     """A key outside this process that failed, or gave something that is not its own signature."""
 

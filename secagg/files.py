@@ -29,7 +29,7 @@ def write_file(path: Path, data: bytes, *, kind: type[LocalError], mode: int, ov
         The file never has a wider mode or a part of the data, and one that may not be replaced never is.
     """
     temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")
-    with _os_errors(path, kind):
+    with os_errors(path, kind):
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(file, "wb") as out:
@@ -73,7 +73,7 @@ def read_file(path: Path, limit: int, *, kind: type[LocalError], private: bool =
     """
     # O_NONBLOCK: a pipe that nobody writes to must not block.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if private else 0)
-    with _os_errors(path, kind):
+    with os_errors(path, kind):
         file = os.open(path, flags)
         try:
             found = os.fstat(file)
@@ -104,6 +104,40 @@ def check_private(path: Path, found: os.stat_result, kind: type[LocalError]) -> 
         )
 
 
+def check_folder(path: Path, kind: type[LocalError]) -> None:
+    """Return if not everybody can take a file away, or put another in its place.
+
+    Args:
+        path: The file; it need not exist.
+        kind: The error to raise.
+
+    Raises:
+        kind: Everybody may write to its folder, and that has no sticky bit, under which only a file's owner can do this; or there is
+            no such folder. Names the file.
+    """
+    with os_errors(path, kind):
+        mode = stat.S_IMODE(path.parent.stat().st_mode)
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise kind(
+            f"{path}: mode {mode:04o} of its folder lets everybody put another file in its place; `chmod o-w` it"
+        )
+
+
+@contextlib.contextmanager
+def os_errors(path: Path, kind: type[LocalError]) -> Iterator[None]:
+    """Turns what the system reports about a file into an error of ours.
+
+    Raises:
+        kind: Has the file and the reason.
+    """
+    try:
+        yield
+    except FileExistsError:
+        raise kind(f"{path}: exists already") from None
+    except OSError as error:
+        raise kind(f"{path}: {'a link, not a file' if error.errno == errno.ELOOP else error.strerror}") from None
+
+
 def parse_json(data: bytes) -> object:
     """JSON without what two parsers could read in two ways: no key twice, no fractions, nothing that is not UTF-8.
 
@@ -119,16 +153,6 @@ def parse_json(data: bytes) -> object:
 def one_line(error: Exception) -> str:
     """An error's text, which may quote somebody else's file, fit for one line of a terminal."""
     return "".join(character if character.isprintable() else "?" for character in str(error))[:300]
-
-
-@contextlib.contextmanager
-def _os_errors(path: Path, kind: type[LocalError]) -> Iterator[None]:
-    try:
-        yield
-    except FileExistsError:
-        raise kind(f"{path}: exists already") from None
-    except OSError as error:
-        raise kind(f"{path}: {'a link, not a file' if error.errno == errno.ELOOP else error.strerror}") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

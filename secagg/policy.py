@@ -6,18 +6,21 @@ the client's own: nothing in it comes from the server.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
-from secagg.crypto.sealing import SUITES
-from secagg.errors import ParameterError, PolicyError
-from secagg.guard import Guard
-from secagg.messages import shown
+from secagg.crypto.sealing import SERVER_ID, SUITES
+from secagg.errors import ParameterError, PolicyError, shown
+from secagg.guard import Guard, RoundLimit, check_limits
 from secagg.params import Block, RoundParams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClientPolicy:
     """Limits on the rounds that a client takes part in. None: no limit beyond what `RoundParams` itself refuses.
+
+    Any collection that is not text does for a set, and a list for a tuple; they are copied.
 
     Attributes:
         min_cohort: Fewest clients in a cohort.
@@ -35,10 +38,11 @@ class ClientPolicy:
         max_rate: (rounds, seconds): most rounds in any stretch of time of that length.
 
     Raises:
-        ParameterError: A limit that means nothing; names it.
+        ParameterError: A limit that means nothing, or a value of another kind; has the field and the value.
 
     Guarantees:
         A round outside any one limit is refused, with the limit's name.
+        A policy that was made has only values of the documented kinds.
     """
 
     min_cohort: int = 3
@@ -61,19 +65,34 @@ class ClientPolicy:
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name), 0)
         for name, known in (("suites", set(SUITES)), ("adversaries", {"lying", "curious"})):
-            chosen = getattr(self, name)
-            if isinstance(chosen, str) or not chosen or not set(chosen) <= known:
-                raise ParameterError(f"policy {name}: a set of some of {sorted(known)} is needed, not {chosen!r}")
-            object.__setattr__(self, name, frozenset(chosen))
+            self._keep(name, _check_names(name, getattr(self, name), known))
+        if not isinstance(self.allow_sparse, bool):
+            raise ParameterError(f"policy allow_sparse must be True or False, not {self.allow_sparse!r}")
         if self.known_peers is not None:
-            object.__setattr__(self, "known_peers", frozenset(self.known_peers))
+            self._keep("known_peers", _check_peers(self.known_peers))
         if self.blocks is not None:
-            object.__setattr__(self, "blocks", tuple(self.blocks))
+            self._keep("blocks", _check_blocks(self.blocks))
         if self.max_rate is not None:
-            _check_rate(self.max_rate)
+            self._keep("max_rate", _check_rate(self.max_rate))
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def round_limits(self) -> tuple[RoundLimit, ...]:
+        """`max_rounds` and `max_rate` as a guard checks them in the moment in which it counts a round."""
+        limits = []
+        if self.max_rounds is not None:
+            limits.append(RoundLimit("max_rounds", self.max_rounds, math.inf))
+        if self.max_rate is not None:
+            limits.append(RoundLimit("max_rate", *self.max_rate))
+        return tuple(limits)
 
     def check(self, params: RoundParams, client: int, roster: Mapping[int, bytes], guard: Guard | None = None) -> None:
         """Return if this client may take part in a round.
+
+        Of the limits on rounds this is a first look: a session that was allowed here counts only once it starts, and gives
+        `round_limits` to its guard then.
 
         Args:
             params: What the server proposes.
@@ -132,25 +151,63 @@ class ClientPolicy:
         raise PolicyError("blocks", f"the order {list(proposed)} is proposed, {list(agreed)} is agreed")
 
     def _check_frequency(self, guard: Guard | None) -> None:
-        if self.max_rounds is None and self.max_rate is None:
-            return
-        if guard is None:
+        limits = self.round_limits
+        if limits and guard is None:
             raise ParameterError("a policy that limits rounds needs a guard that remembers them")
-        if self.max_rounds is not None and (begun := guard.rounds(-math.inf)) >= self.max_rounds:
-            raise PolicyError("max_rounds", f"{begun} rounds were begun, {self.max_rounds} are allowed")
-        if self.max_rate is not None:
-            rounds, seconds = self.max_rate
-            if (recent := guard.rounds(guard.now() - seconds)) >= rounds:
-                raise PolicyError("max_rate", f"{recent} rounds were begun within {seconds} s, {rounds} are allowed")
+        if guard is not None:
+            check_limits(guard, limits)
 
 
-def _check_rate(rate: tuple[int, float]) -> None:
-    rounds, seconds = rate
-    _require_count("max_rate rounds", rounds, 1)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+def _check_names(name: str, value: object, known: set[str]) -> frozenset[str]:
+    names = _members(value)
+    if not names or not all(isinstance(each, str) and each in known for each in names):
+        raise ParameterError(f"policy {name}: a set of some of {sorted(known)} is needed, not {value!r}")
+    return frozenset(map(str, names))
+
+
+def _check_peers(value: object) -> frozenset[int]:
+    members, peers = _members(value), set[int]()
+    if members is None:
+        raise ParameterError(f"policy known_peers: a set of client ids is needed, not {value!r}")
+    for peer in members:
+        if isinstance(peer, bool) or not isinstance(peer, int) or not 0 <= peer < SERVER_ID:
+            raise ParameterError(f"policy known_peers: {peer!r} is not a client id, an integer in 0..{SERVER_ID - 1}")
+        peers.add(peer)
+    return frozenset(peers)
+
+
+def _check_blocks(value: object) -> tuple[Block, ...]:
+    members = None if isinstance(value, AbstractSet) else _members(value)  # their order matters
+    blocks = tuple(block for block in members or () if isinstance(block, Block))
+    if not blocks or len(blocks) != len(members or ()) or len({block.name for block in blocks}) != len(blocks):
+        raise ParameterError(f"policy blocks: a sequence of blocks with different names is needed, not {value!r}")
+    return blocks
+
+
+def _check_rate(value: object) -> tuple[int, float]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ParameterError(f"policy max_rate: a pair (rounds, seconds) is needed, not {value!r}")
+    rounds, seconds = value
+    if not _is_count(rounds, 1):
+        raise ParameterError(f"policy max_rate: rounds = {rounds!r} must be an integer of at least 1")
+    # An integer may be beyond every float, and yet below infinity.
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds <= sys.float_info.max:
         raise ParameterError(f"policy max_rate: seconds = {seconds!r} must be a positive number")
+    return rounds, float(seconds)
+
+
+def _members(value: object) -> Sequence[object] | None:
+    """What a collection has; None for what is none, text among it, whose members are its letters."""
+    if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, AbstractSet | Sequence):
+        return None
+    return tuple(value)
 
 
 def _require_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not _is_count(value, least):
         raise ParameterError(f"policy {name} must be an integer of at least {least}, not {value!r}")
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -7,10 +7,7 @@ Nothing here may be skipped: a report that says so becomes a failure.
 import numpy as np
 import pytest
 
-from secagg import ClientSession, RoundParams, ServerSession
-from secagg.errors import SecaggError
-from secagg.params import PHASES
-from secagg.testing import parties
+from secagg import RoundParams
 
 
 def pytest_configure(config):
@@ -56,61 +53,6 @@ def added(inputs, clients):
     }
 
 
-class Round:
-    """A round driven by hand, in which a test may put anything in place of a frame.
-
-    Attributes:
-        clients: The sessions by id; replace one to restart it.
-        server: The server's session.
-        down: What the server sent last, by recipient.
-        errors: Errors of clients, which are silent from then on.
-        refused: (phase, sender, error) of frames that the server did not take.
-    """
-
-    def __init__(self, params, inputs, options=None):
-        self.params, self.inputs = params, inputs
-        self.identities, self.server_identity, self.roster = parties(params.cohort, params.suite)
-        self.clients = {i: self.client(i, **(options or {}).get(i, {})) for i in params.cohort}
-        self.server = ServerSession(params, self.server_identity, self.roster)
-        self.down = dict(self.server.open())
-        self.errors, self.refused = {}, []
-        self.phases = list(PHASES)
-
-    def client(self, i, **options):
-        """A fresh session of a client."""
-        return ClientSession(self.params, self.identities[i], self.roster, self.inputs[i], **options)
-
-    def answers(self):
-        """What each client that is still there sends in this phase."""
-        frames = {}
-        for i, frame in self.down.items():
-            try:
-                frames[i] = self.clients[i].start() if self.phases[0] == PHASES[0] else self.clients[i].receive(frame)
-            except SecaggError as error:
-                self.errors[i] = error
-        return frames
-
-    def deliver(self, frames):
-        """Hand frames, `{sender: frame}` or pairs, to the server."""
-        for sender, frame in frames.items() if isinstance(frames, dict) else frames:
-            try:
-                self.server.receive(sender, frame)
-            except SecaggError as error:
-                self.refused.append((self.phases[0], sender, error))
-
-    def close(self):
-        """Close the phase."""
-        self.down = dict(self.server.close_phase())
-        self.phases.pop(0)
-
-    def run(self, until=None, silent=()):
-        """Go on to the phase `until`, or to the end, without some clients."""
-        while self.phases and self.phases[0] != until:
-            self.deliver({i: frame for i, frame in self.answers().items() if i not in silent})
-            self.close()
-        return self if self.phases else self.server.result
-
-
 @pytest.fixture(scope="session")
 def params_of():
     """`params_of(n or ids, blocks, **fields)`: parameters in the classical suite."""
@@ -127,9 +69,3 @@ def inputs_of():
 def total():
     """`total(inputs, clients)`: the sums in Python's integers."""
     return added
-
-
-@pytest.fixture(scope="session")
-def by_hand():
-    """`by_hand(params, inputs, {client: options of its session})`: a round whose frames a test may change."""
-    return Round

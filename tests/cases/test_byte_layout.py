@@ -98,7 +98,7 @@ def test_a_masked_vector_to_the_last_byte(params_of, inputs_of, by_hand, blocks)
     rd = by_hand(params, inputs, {i: {"entropy": recorded(i)} for i in cohort})
     rd.run(until="mask")
     secrets = {i: (drawn[i][0], drawn[i][2]) for i in cohort}
-    frames = rd.answers()
+    frames = rd.ask()
     for client, frame in frames.items():
         body = body_of(client, params, inputs, secrets, rd.clients[client].transcript)
         assert frame[-len(body) :] == body

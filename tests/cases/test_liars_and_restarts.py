@@ -31,7 +31,7 @@ def is_sum(result, inputs, survivors):
 def say(rd, kind, **fields):
     """A frame that the server of a round signs."""
     transcript = rd.clients[min(rd.clients)].transcript
-    return messages.seal(kind(binding=transcript, sender=SERVER_ID, **fields), rd.server_identity.sign)
+    return messages.seal(kind(binding=transcript, sender=SERVER_ID, **fields), rd.server.sign)
 
 
 def signed_again(rd, frame, kind, sender, **changes):
@@ -56,7 +56,7 @@ def test_a_server_that_wants_both_kinds_of_share(params_of, inputs_of, by_hand, 
     """Client 4 is alive for some and dropped for the others, client 0 signs whatever the server likes: no honest two give both kinds."""
     params = params_of(5, (UPDATE,), colluders=1, dropouts=1)
     rd = by_hand(params, inputs_of(params)).run(until="mask")
-    rd.answers()
+    rd.ask()
     alive, dropped = (0, 1, 2, 3, 4), (0, 1, 2, 3)
     shown = {i: alive if i in {*seeing, 4} else dropped for i in range(1, 5)}
     signatures = collections.defaultdict(dict)
@@ -100,7 +100,7 @@ def test_a_list_that_cannot_be(params_of, inputs_of, by_hand, members, message):
     with pytest.raises(ServerFault, match=message):
         rd.clients[0].receive(say(rd, messages.Survivors, members=members))
     with pytest.raises(StateError):
-        rd.clients[0].receive(rd.down[0])
+        rd.clients[0].receive(rd.answers[0])
 
 
 @pytest.mark.case("S9")
@@ -108,17 +108,17 @@ def test_an_answer_with_both_kinds(params_of, inputs_of, by_hand):
     """A client that hands out both kinds of one share is refused with its name; the sum does without it."""
     params = params_of(6, (UPDATE,), colluders=1, dropouts=1)
     rd = by_hand(params, inputs_of(params)).run(until="mask")
-    rd.deliver({i: frame for i, frame in rd.answers().items() if i != 4})
+    rd.deliver({i: frame for i, frame in rd.ask().items() if i != 4})
     rd.close()
     rd.run(until="unmask")
-    frames = rd.answers()
+    frames = rd.ask()
     right = messages.decode(messages.decode(frames[1], messages.Signed).payload, messages.Unmask).answers
     both = tuple(sorted([*right, SelfShare(4, right[-1].share)], key=lambda answer: answer.owner))
     rd.deliver(frames | {1: signed_again(rd, frames[1], messages.Unmask, 1, answers=both)})
     rd.close()
     [(_, sender, error)] = rd.refused
     assert (sender, type(error)) == (1, PeerFault)
-    assert is_sum(rd.server.result, rd.inputs, [0, 1, 2, 3, 5])
+    assert is_sum(rd.session.result, rd.inputs, [0, 1, 2, 3, 5])
 
 
 @pytest.mark.case("S26")
@@ -130,20 +130,20 @@ def test_a_client_restarts_in_a_round(params_of, inputs_of, by_hand, tmp_path, p
     guard = FileGuard(path)
     rd = by_hand(params, inputs, {2: {"guard": guard}})
     rd.run(until=phase)
-    rd.deliver(rd.answers())  # the phase's frame has left, and the process dies
+    rd.deliver(rd.ask())  # the phase's frame has left, and the process dies
     guard.close()
     guard = FileGuard(path)
     rd.clients[2] = rd.client(2, guard=guard)
     with pytest.raises(GuardError, match=r"phase advertise of round 0, session [0-9a-f]{32}, was answered before"):
         rd.clients[2].start()
     rd.close()
-    if rd.phases:
+    if rd.session.phase:
         rd.run()
     assert all(isinstance(error, StateError) for error in rd.errors.values())
     later = PHASES[PHASES.index(phase) + 1 :]
-    assert rd.server.result.dropped == ({2: later[0]} if later else {})
+    assert rd.session.result.dropped == ({2: later[0]} if later else {})
     survivors = [i for i in range(5) if i != 2 or phase in PHASES[2:]]
-    assert is_sum(rd.server.result, inputs, survivors)
+    assert is_sum(rd.session.result, inputs, survivors)
 
 
 @pytest.mark.case("S26")
@@ -152,7 +152,7 @@ def test_a_second_session_in_one_process(params_of, inputs_of, by_hand, phase):
     """The same where the process lives on and only the session is made anew: a guard in memory is enough."""
     params, guard = params_of(4, (UPDATE,)), MemoryGuard()
     rd = by_hand(params, inputs_of(params), {2: {"guard": guard}}).run(until=phase)
-    rd.answers()
+    rd.ask()
     with pytest.raises(GuardError, match="phase advertise of round 0"):
         rd.client(2, guard=guard).start()
 
@@ -166,7 +166,7 @@ def test_another_process_takes_over(params_of, inputs_of, by_hand, tmp_path, pha
     with FileGuard(path) as guard:
         rd = by_hand(params, inputs_of(params), {2: {"guard": guard}})
         rd.run(until=phase)
-        rd.answers()
+        rd.ask()
     refused = subprocess.run(
         [sys.executable, "-c", SECOND_PROCESS, str(path), phase], capture_output=True, text=True, check=True
     )
@@ -225,7 +225,7 @@ def test_a_session_is_never_saved(params_of, inputs_of, by_hand, phase):
     """There is no checkpoint of a session that a restart could load: it is not copied and not pickled, at any step."""
     params = params_of(4, (UPDATE,))
     rd = by_hand(params, inputs_of(params)).run(until=phase)
-    for session in (rd.clients[0], rd.server):
+    for session in (rd.clients[0], rd.session):
         for save in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(TypeError, match="never pickled or copied"):
                 save(session)
@@ -237,14 +237,14 @@ def test_a_copied_frame(params_of, inputs_of, by_hand, phase):
     """Another's frame under one's own name is refused in every exchange, and one's own right frame behind it still counts."""
     params = params_of(5, (UPDATE,), colluders=1, dropouts=1)
     rd = by_hand(params, inputs_of(params)).run(until=phase)
-    frames = rd.answers()
+    frames = rd.ask()
     rd.deliver([(1, frames[0]), *frames.items()])
     rd.close()
     rd.run()
     [(_, sender, error)] = rd.refused
     assert sender == 1
     assert isinstance(error, DecodeError)
-    assert is_sum(rd.server.result, rd.inputs, range(5))
+    assert is_sum(rd.session.result, rd.inputs, range(5))
 
 
 @pytest.mark.case("S28")
@@ -253,15 +253,15 @@ def test_a_copied_box_for_the_server(params_of, inputs_of, by_hand, suite):
     """Another's sealed key in one's own signed advertisement does not open: the copier is named, and the others have their sum."""
     params = params_of(5, (UPDATE,), colluders=1, dropouts=1, suite=suite)
     rd = by_hand(params, inputs_of(params))
-    frames = rd.answers()
+    frames = rd.ask()
     theirs = messages.decode(messages.decode(frames[0], messages.Signed).payload, messages.Advertise)
     rd.deliver(frames | {1: signed_again(rd, frames[1], messages.Advertise, 1, mac_box=theirs.mac_box)})
     rd.close()
     rd.run()
     [(_, sender, error)] = rd.refused
     assert (sender, type(error), error.party) == (1, PeerFault, 1)
-    assert rd.server.result.dropped == {1: "advertise"}
-    assert is_sum(rd.server.result, rd.inputs, [0, 2, 3, 4])
+    assert rd.session.result.dropped == {1: "advertise"}
+    assert is_sum(rd.session.result, rd.inputs, [0, 2, 3, 4])
 
 
 @pytest.mark.case("S28")
@@ -271,7 +271,7 @@ def test_a_copied_box_for_a_neighbour(params_of, inputs_of, by_hand, suite, fiel
     """Another dealer's ciphertext in one's own signed part does not open: its holder refuses, and the copier is out of the sum."""
     params = params_of(5, (UPDATE,), colluders=1, dropouts=1, suite=suite)
     rd = by_hand(params, inputs_of(params)).run(until="share")
-    frames = rd.answers()
+    frames = rd.ask()
     copier, victim = 4, 2  # both choose the pair seed of their edge to client 0
     leaves = {i: list(messages.decode(frames[i], messages.ShareFrame).leaves) for i in (copier, victim)}
 
@@ -293,6 +293,6 @@ def test_a_copied_box_for_a_neighbour(params_of, inputs_of, by_hand, suite, fiel
     rd.deliver(frames | {copier: messages.encode(messages.ShareFrame(sealed, tuple(leaves[copier])))})
     rd.close()
     rd.run()
-    assert rd.server.result.dropped == {copier: "mask"}
-    assert rd.server.rejected[copier].parties[0] == copier
-    assert is_sum(rd.server.result, rd.inputs, [0, 1, 2, 3])
+    assert rd.session.result.dropped == {copier: "mask"}
+    assert rd.session.rejected[copier].parties[0] == copier
+    assert is_sum(rd.session.result, rd.inputs, [0, 1, 2, 3])

@@ -220,17 +220,17 @@ def test_key_material_of_an_earlier_round(params_of, inputs_of, by_hand, phase):
     old, new = (by_hand(dataclasses.replace(params, round=number), inputs_of(params)) for number in (0, 1))
     for rd in (old, new):
         rd.run(until=phase)
-    stale = old.answers()[2]
-    new.deliver(new.answers() | {2: stale})
+    stale = old.ask()[2]
+    new.deliver(new.ask() | {2: stale})
     [(_, sender, error)] = new.refused
     assert sender == 2
     assert isinstance(error, DecodeError)
     assert "bound to another round" in str(error)
     new.close()
     new.run()
-    assert new.server.result.dropped == {2: phase}
+    assert new.session.result.dropped == {2: phase}
     survivors = [i for i in range(5) if i != 2 or in_sum(phase)]
-    assert is_sum(new.server.result, new.inputs, survivors)
+    assert is_sum(new.session.result, new.inputs, survivors)
 
 
 @pytest.mark.case("S19")
@@ -275,7 +275,7 @@ def test_a_frame_that_belongs_elsewhere(params_of, inputs_of, by_hand, phase, fi
     other = by_hand(dataclasses.replace(params, **{k: v for k, v in others.items() if k == field}), inputs)
     place = PHASES.index(phase)
     other.run(until=PHASES[place - 1] if field == "phase" else phase)  # before the first comes the last
-    stray = other.answers()[3 if field == "sender" else 2]
+    stray = other.ask()[3 if field == "sender" else 2]
 
     def meddle(now, client, answer):
         if (now, client) == (phase, 2):
@@ -319,20 +319,20 @@ def test_a_late_frame_of_one_that_was_silent(params_of, inputs_of, by_hand, phas
     params = params_of(5, (UPDATE,), dropouts=1)
     rd = by_hand(params, inputs_of(params))
     rd.run(until=phase)
-    late = rd.answers()
+    late = rd.ask()
     rd.deliver({i: frame for i, frame in late.items() if i != 2})
     rd.close()
-    while rd.phases:
+    while rd.session.phase:
         rd.deliver([(2, late[2])])
-        rd.deliver(rd.answers())
+        rd.deliver(rd.ask())
         rd.close()
     with pytest.raises(StateError, match="the round is over"):
-        rd.server.receive(2, late[2])
+        rd.session.receive(2, late[2])
     later = PHASES[PHASES.index(phase) + 1 :]
     assert [(where, sender, "is not awaited" in str(error)) for where, sender, error in rd.refused] == [
         (where, 2, True) for where in later
     ]
-    assert is_sum(rd.server.result, rd.inputs, [i for i in range(5) if i != 2 or in_sum(phase)])
+    assert is_sum(rd.session.result, rd.inputs, [i for i in range(5) if i != 2 or in_sum(phase)])
 
 
 @pytest.mark.case("S27")
@@ -343,12 +343,12 @@ def test_a_servers_frame_of_another_session(params_of, inputs_of, by_hand, phase
     rd = by_hand(params, inputs_of(params)).run(until=phase)
     other = by_hand(dataclasses.replace(params, session=b"\x01" * 16), rd.inputs).run(until=phase)
     with pytest.raises(ServerFault):
-        rd.clients[0].receive(other.down[0])
+        rd.clients[0].receive(other.answers[0])
     with pytest.raises(StateError):
-        rd.clients[0].receive(rd.down[0])
-    rd.clients[1].receive(rd.down[1])
+        rd.clients[0].receive(rd.answers[0])
+    rd.clients[1].receive(rd.answers[1])
     with pytest.raises(SecaggError):
-        rd.clients[1].receive(rd.down[1])
+        rd.clients[1].receive(rd.answers[1])
 
 
 @pytest.mark.case("S10", "S19")

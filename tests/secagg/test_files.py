@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from secagg.errors import KeyFileError, RosterError
-from secagg.files import one_line, parse_json, read_file, write_file
+from secagg.files import check_folder, one_line, os_errors, parse_json, read_file, write_file
 
 
 def mode_of(path):
@@ -102,6 +102,35 @@ def test_a_private_file_with_a_wider_mode_is_refused(tmp_path, mode):
     for narrow in (0o600, 0o400):
         path.chmod(narrow)
         assert read(path, private=True) == b"secret"
+
+
+@pytest.mark.parametrize(
+    ("mode", "safe"), [(0o777, False), (0o702, False), (0o703, False), (0o1777, True), (0o775, True), (0o700, True)]
+)
+def test_a_folder_in_which_everybody_can_replace_files_is_refused(tmp_path, mode, safe):
+    """Unless it has the sticky bit, as the system's folder for temporary files has; the file is named, and its folder's mode."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+    if safe:
+        check_folder(folder / "file", KeyFileError)
+    else:
+        with pytest.raises(KeyFileError, match=f"folder/file: mode {mode:04o} of its folder"):
+            check_folder(folder / "file", KeyFileError)
+    with pytest.raises(RosterError, match="nowhere/file: No such file"):
+        check_folder(folder / "nowhere" / "file", RosterError)
+
+
+def test_what_the_system_reports_becomes_an_error_of_ours(tmp_path):
+    """Any failure has the file and the reason, without the system's error behind it; other errors go through as they are."""
+    with (
+        pytest.raises(KeyFileError, match="key: Input/output error") as caught,
+        os_errors(tmp_path / "key", KeyFileError),
+    ):
+        raise OSError(5, "Input/output error")
+    assert caught.value.__suppress_context__
+    with pytest.raises(ZeroDivisionError), os_errors(tmp_path / "key", KeyFileError):
+        raise ZeroDivisionError
 
 
 def test_a_private_file_of_another_user_is_refused(tmp_path, monkeypatch):

@@ -1,13 +1,12 @@
-import json
-import os
-import stat
+import math
+import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg.errors import GuardError, StateError
-from secagg.guard import FileGuard, MemoryGuard
+from secagg.errors import GuardError, ParameterError, PolicyError, StateError
+from secagg.guard import FileGuard, MemoryGuard, RoundLimit, check_limits
 from secagg.params import PHASES
 
 SESSION, OTHER = bytes(16), b"\1" * 16
@@ -61,102 +60,6 @@ def test_rounds_are_counted(guard):
     record(guard, "share")
     record(guard, "advertise", number=1)
     assert (guard.rounds(100.0), guard.rounds(100.5), guard.now()) == (2, 0, 100.0)
-
-
-def test_a_restart_remembers(tmp_path):
-    """A new guard on the same file knows every step and every release."""
-    path = tmp_path / "guard.jsonl"
-    with FileGuard(path) as first:
-        for phase in PHASES[:3]:
-            record(first, phase)
-    with FileGuard(path) as second:
-        for phase in PHASES[:3]:
-            with pytest.raises(GuardError):
-                record(second, phase)
-        with pytest.raises(GuardError, match="has left before"):
-            record(second, "mask", session=OTHER)
-        record(second, "confirm")
-        assert second.rounds(0) == 1
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_one_process_at_a_time(tmp_path):
-    """While a guard is open another one is refused, and a closed one records nothing."""
-    path = tmp_path / "guard.jsonl"
-    with FileGuard(path) as first:
-        with pytest.raises(GuardError, match="another process acts for this client"):
-            FileGuard(path)
-        record(first, "advertise")
-    with pytest.raises(GuardError, match="closed"):
-        record(first, "share")
-    FileGuard(path).close()
-
-
-def test_a_torn_last_line_is_the_write_of_a_frame_that_never_left(tmp_path):
-    """It is cut off, and the step can be taken; any other line that is no step stops the client with its number."""
-    path = tmp_path / "guard.jsonl"
-    with FileGuard(path) as first:
-        record(first, "advertise")
-        record(first, "share")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-10])
-    with FileGuard(path) as second:
-        record(second, "share")
-    assert path.read_bytes().count(b"\n") == 2
-    good = whole.splitlines()[0].decode()
-    for bad in (
-        "{}",
-        "rubbish",
-        "",
-        good.replace("advertise", "asvertise"),
-        good.replace('"round":0', '"round":-1'),
-        good[:-1] + ',"more":1}',
-    ):
-        path.write_text(f"{good}\n{bad}\n{good}\n")
-        with pytest.raises(GuardError, match=r"guard\.jsonl, line 2: not a step"):
-            FileGuard(path)
-
-
-def test_a_link_or_a_missing_folder_is_refused(tmp_path):
-    """The file is what it seems, and its folder exists."""
-    (tmp_path / "real").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    for path in (tmp_path / "link", tmp_path / "nowhere" / "guard.jsonl"):
-        with pytest.raises(GuardError, match=path.name):
-            FileGuard(path)
-
-
-def test_the_record_has_no_secret(tmp_path, new_round):
-    """What a whole round writes is five steps, and nothing that the client held."""
-    path = tmp_path / "guard.jsonl"
-    rd = new_round()
-    with FileGuard(path) as store:
-        rd.clients[1] = rd.client(1, guard=store)
-        rd.run()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["phase"] for line in lines] == list(PHASES)
-    assert not [secret for secret in rd.secrets if secret.hex() in path.read_text()]
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_nothing_leaves_before_it_is_on_the_disk(tmp_path, monkeypatch, new_round, phase):
-    """If the disk does not take the step, no frame leaves and the session is spent."""
-    rd = new_round()
-    store = FileGuard(tmp_path / "guard.jsonl")
-    rd.clients[1] = rd.client(1, guard=store)
-    rd.run(phase)
-
-    def full(_file):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert 1 not in rd.ask(phase)
-    assert isinstance(rd.errors[1], GuardError)
-    assert "nothing may leave" in str(rd.errors[1])
-    with pytest.raises(StateError):
-        rd.clients[1].receive(b"x")
-    monkeypatch.undo()
-    store.close()
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -245,65 +148,6 @@ def test_even_a_client_that_kept_its_secrets_never_repeats_a_frame(tmp_path, new
         second.clients[1].receive(b"x")
 
 
-def test_a_line_torn_anywhere_is_cut_off(tmp_path):
-    """From its first byte to all but its end: the lines before it count, and its step can be taken once."""
-    path = tmp_path / "guard.jsonl"
-    with FileGuard(path, clock=lambda: 100.0) as store:
-        record(store, "advertise")
-        before = path.read_bytes()
-        record(store, "share")
-    whole = path.read_bytes()
-    for kept in (1, 2, (len(whole) - len(before)) // 2, len(whole) - len(before) - 1):
-        path.write_bytes(whole[: len(before) + kept])
-        with FileGuard(path, clock=lambda: 100.0) as store:
-            assert path.read_bytes() == before
-            with pytest.raises(GuardError):
-                record(store, "advertise")
-            record(store, "share")
-            with pytest.raises(GuardError):
-                record(store, "share")
-        assert path.read_bytes() == whole
-
-
-def test_the_step_is_on_the_disk_before_the_frame_is_there(tmp_path, monkeypatch, new_round):
-    """At the moment of each fsync the file has the step, and the client has not answered yet."""
-    path, order, real = tmp_path / "guard.jsonl", [], os.fsync
-    rd = new_round()
-    with FileGuard(path) as store:
-
-        def watched(file):
-            real(file)
-            order.append(path.read_bytes().count(b"\n"))
-
-        monkeypatch.setattr(os, "fsync", watched)
-        rd.clients[1] = rd.client(1, guard=store)
-        for place, phase in enumerate(PHASES, start=1):
-            assert order == list(range(1, place))
-            rd.ask(phase)
-            assert order == list(range(1, place + 1))
-            rd.step()
-
-
-def test_a_line_that_failed_leaves_nothing_behind(tmp_path, monkeypatch):
-    """A disk that does not take a long line: a shorter one after it is the file's last, and the file stays readable."""
-    path, times = tmp_path / "guard.jsonl", iter((100.123456, 101.5))
-    store = FileGuard(path, clock=lambda: next(times))
-    real = os.fsync
-
-    def full(_file):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(GuardError, match="nothing may leave"):
-        record(store, "advertise")
-    monkeypatch.setattr(os, "fsync", real)
-    record(store, "mask", session=OTHER)
-    store.close()
-    with FileGuard(path) as again:
-        record(again, "advertise")
-    assert path.read_bytes().count(b"\n") == 2
-
-
 def test_the_context_on_record_is_that_of_the_round(new_round):
     """A session records its own application context: under another one a vector leaves without a reservation, under the same not."""
     guard = MemoryGuard()
@@ -315,51 +159,126 @@ def test_the_context_on_record_is_that_of_the_round(new_round):
     assert guard.rounds(0) == 3
 
 
-def test_a_reservation_belongs_to_a_release(tmp_path):
-    """The file has it beside the vector that it was made for, in hex, and beside no other step."""
-    path = tmp_path / "guard.jsonl"
-    with FileGuard(path) as store:
-        for phase in PHASES:
-            record(store, phase, reservation=b"\xab")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {line["phase"]: line["reservation"] for line in lines} == dict.fromkeys(PHASES, "") | {"mask": "ab"}
+NO_STEPS = [
+    *(("phase", value) for value in ("", "Advertise", "asvertise", "masked", b"mask", 2, None, ["mask"])),
+    *(("session", value) for value in (b"", bytes(15), bytes(17), bytearray(16), "0" * 32, None)),
+    *(("app_context", value) for value in (b"", bytes(16), bytes(33), bytearray(32), "0" * 64, None)),
+    *(("round", value) for value in (-1, 2**64, 1.0, True, "0", None)),
+    *(("reservation", value) for value in ("again", None, 0, bytearray(b"r"), ["r"])),
+]
 
 
-def test_a_new_file_is_durable_before_its_first_step(tmp_path, monkeypatch):
-    """The folder's entry is written, too: a file that a crash takes away would forget everything."""
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
-    with FileGuard(tmp_path / "guard.jsonl"):
-        assert [(entry.st_dev, entry.st_ino) for entry in synced] == [((found := tmp_path.stat()).st_dev, found.st_ino)]
+@pytest.mark.parametrize(("name", "value"), NO_STEPS)
+def test_what_is_no_step_is_refused_by_name(guard, name, value):
+    """Nothing is recorded that could not be read again: the error is the library's own and names what is wrong."""
+    step = {"session": SESSION, "round": 0, "phase": "mask", "app_context": CONTEXT, "reservation": b""} | {name: value}
+    with pytest.raises(ParameterError, match=name):
+        guard.record(*step.values())
+    record(guard, "advertise")
+    record(guard, "mask")
+    assert guard.rounds(0) == 1
 
 
-def test_half_a_line_is_no_record(tmp_path, monkeypatch):
-    """A disk that takes a part of a line: the step is refused and not remembered, and can be taken when there is room again."""
-    path, real = tmp_path / "guard.jsonl", os.pwrite
-    with FileGuard(path) as store:
-        monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:20], at))
-        with pytest.raises(GuardError, match=r"guard\.jsonl: the disk is full"):
-            record(store, "advertise")
-        assert store.rounds(0) == 0
-        monkeypatch.undo()
-        record(store, "advertise")
-        assert store.rounds(0) == 1
-    assert path.read_bytes().count(b"\n") == 1
-    with FileGuard(path) as again, pytest.raises(GuardError, match="answered before"):
-        record(again, "advertise")
+def test_a_reservation_of_another_kind_stops_the_session(new_round):
+    """What a hook gives in place of bytes is an error with its kind and not with its content; no vector leaves, and the others go on."""
+    rd = new_round()
+    rd.clients[1] = rd.client(1, on_release=lambda: "reservation 4711")
+    rd.run()
+    rd.check((0, 2, 3))
+    assert isinstance(rd.errors[1], ParameterError)
+    assert "must be bytes, not str" in str(rd.errors[1])
+    assert "4711" not in str(rd.errors[1])
 
 
-def test_a_guard_that_cannot_take_a_line_back_is_closed(tmp_path, monkeypatch):
-    """Neither written nor undone: what is in the file is not known any more, so nothing is recorded through this guard."""
+# Limits on rounds.
 
-    def broken(*_):
-        raise OSError(5, "Input/output error")
 
-    store = FileGuard(tmp_path / "guard.jsonl")
-    monkeypatch.setattr(os, "fsync", broken)
-    monkeypatch.setattr(os, "ftruncate", broken)
-    with pytest.raises(GuardError, match="Input/output error; nothing may leave"):
-        record(store, "advertise")
-    monkeypatch.undo()
-    with pytest.raises(GuardError, match="the guard is closed"):
-        record(store, "advertise")
+def begin(guard, number, *limits):
+    """The first step of a round under some limits."""
+    guard.record(SESSION, number, PHASES[0], CONTEXT, b"", limits=limits)
+
+
+def test_a_round_beyond_a_limit_is_refused_when_it_would_be_counted(guard):
+    """The last allowed round is recorded, the next one is not and does not count; only the first step of a round is limited."""
+    two, rate = RoundLimit("max_rounds", 2, math.inf), RoundLimit("max_rate", 2, 60.0)
+    begin(guard, 0, two, rate)
+    begin(guard, 1, two, rate)
+    check_limits(guard, [RoundLimit("max_rounds", 3, math.inf)])
+    for limits, words in (
+        ((two,), "policy max_rounds: 2 rounds were begun, 2 are allowed"),
+        ((rate,), "policy max_rate: 2 rounds were begun within 60.0 s, 2 are allowed"),
+        ((RoundLimit("max_rounds", 9, math.inf), rate), "policy max_rate"),
+    ):
+        with pytest.raises(PolicyError, match=words) as caught:
+            begin(guard, 2, *limits)
+        assert caught.value.rule == limits[-1].rule
+        with pytest.raises(PolicyError, match=words):
+            check_limits(guard, limits)
+    assert guard.rounds(0) == 2
+    for phase in PHASES[1:]:
+        guard.record(SESSION, 1, phase, CONTEXT, b"", limits=(two, rate))
+    with pytest.raises(GuardError, match="answered before"):  # a step twice is worse than a round too many
+        begin(guard, 1, two)
+    begin(guard, 2)
+    assert guard.rounds(0) == 3
+
+
+def test_a_rate_is_over_the_last_stretch_of_time(tmp_path):
+    """What began just as long ago counts, what is older does not, and a restart changes nothing."""
+    now, path, rate = [1000.0], tmp_path / "guard.jsonl", RoundLimit("max_rate", 1, 60.0)
+
+    def attempt(number):
+        with FileGuard(path, clock=lambda: now[0]) as store:
+            begin(store, number, rate)
+
+    attempt(0)
+    now[0] += 60
+    with pytest.raises(PolicyError, match="max_rate"):
+        attempt(1)
+    now[0] += 0.5
+    attempt(1)
+    now[0] -= 30  # a clock that was set back lets no more rounds through
+    with pytest.raises(PolicyError, match="max_rate"):
+        attempt(2)
+
+
+def hurried(kind):
+    """A guard whose threads meet between their check and their record, if nothing keeps them apart."""
+
+    class Hurried(kind):
+        """Waits for company before it writes."""
+
+        meeting = threading.Barrier(2)
+
+        def _keep(self, step):
+            try:
+                self.meeting.wait(0.2)
+            except threading.BrokenBarrierError:
+                self.meeting.reset()
+            super()._keep(step)
+
+    return Hurried
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["one step", "two rounds"])
+@pytest.mark.parametrize("kind", [MemoryGuard, FileGuard])
+def test_threads_do_not_come_between_check_and_record(tmp_path, kind, same):
+    """Two threads take one step, or begin the last round that is allowed: one does, and the other one is told."""
+    arguments = () if kind is MemoryGuard else (tmp_path / "guard.jsonl",)
+    store, results = hurried(kind)(*arguments), []
+
+    def attempt(number):
+        try:
+            begin(store, number, RoundLimit("max_rounds", 2 if same else 1, math.inf))
+        except (GuardError, PolicyError) as error:
+            results.append(type(error))
+        else:
+            results.append(None)
+
+    threads = [threading.Thread(target=attempt, args=(0 if same else number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(results) == {None, GuardError if same else PolicyError}
+    assert store.rounds(0) == 1

@@ -1,4 +1,3 @@
-import math
 import os
 
 import msgspec
@@ -113,35 +112,6 @@ def test_rounds_and_their_rate_are_counted_by_the_guard():
     for limited in (policy(max_rounds=9), policy(max_rate=(9, 1.0))):
         with pytest.raises(ParameterError, match="needs a guard"):
             check(limited, params())
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"min_cohort": 2}, "min_cohort must be an integer of at least 3"),
-        ({"min_cohort": True}, "min_cohort"),
-        ({"min_threshold": 1}, "min_threshold must be an integer of at least 2"),
-        ({"min_known_peers": -1}, "min_known_peers"),
-        ({"max_rounds": 1.5}, "max_rounds"),
-        ({"max_rounds": -1}, "max_rounds must be an integer of at least 0"),
-        ({"min_survivors": -1}, "min_survivors"),
-        ({"min_colluders": -1}, "min_colluders"),
-        ({"suites": ()}, "suites: a set of some of"),
-        ({"suites": "hybrid"}, "suites: a set of some of"),
-        ({"suites": {"rot13"}}, "suites: a set of some of"),
-        ({"adversaries": {"kind"}}, "adversaries: a set of some of"),
-        ({"max_rate": (0, 1.0)}, "max_rate rounds"),
-        ({"max_rate": (1, math.nan)}, "max_rate: seconds"),
-        ({"max_rate": (1, -1.0)}, "max_rate: seconds"),
-        ({"max_rate": (1, 0)}, "max_rate: seconds"),
-        ({"max_rate": (1, math.inf)}, "max_rate: seconds"),
-        ({"max_rate": (1, True)}, "max_rate: seconds"),
-    ],
-)
-def test_a_limit_that_means_nothing_is_refused(fields, message):
-    """A policy is checked when it is made; the error names the limit."""
-    with pytest.raises(ParameterError, match=message):
-        policy(**fields)
 
 
 def proposal(good, **changes):
@@ -285,6 +255,32 @@ def test_join_counts_the_rounds_that_left_before(tmp_path):
     with pytest.raises(PolicyError) as caught:
         attempt(3)
     assert caught.value.rule == "max_rounds"
+
+
+@pytest.mark.parametrize(("rule", "limit"), [("max_rounds", 1), ("max_rate", (1, 60.0))])
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_of_two_sessions_that_joined_one_begins_the_last_round(new_round, tmp_path, kind, rule, limit):
+    """Both were within the limit when they joined; the second is refused at its start, counts nowhere, and can tell its server why."""
+    guard = MemoryGuard() if kind == "memory" else FileGuard(tmp_path / "guard.jsonl")
+    first, second = new_round(), new_round()
+    for rd in (first, second):
+        opening, limited = rd.session.open()[2], policy(suites={"classical"}, **{rule: limit})
+        rd.clients[2] = ClientSession.join(opening, limited, rd.identities[2], rd.roster, rd.inputs[2], guard=guard)
+    first.run()
+    first.check((0, 1, 2, 3))
+    with pytest.raises(PolicyError, match="1 rounds were begun") as caught:
+        second.clients[2].start()
+    assert caught.value.rule == rule
+    with pytest.raises(StateError):
+        second.clients[2].start()
+    second.session.receive(2, second.clients[2].decline(caught.value))
+    second.up["advertise", 2] = lambda _: None
+    second.run()
+    second.check((0, 1, 3))
+    assert second.session.result.rejected[2].rule == rule
+    assert guard.rounds(0) == 1
+    if kind == "file":
+        guard.close()
 
 
 def test_a_forged_decline_changes_nothing(new_round):

@@ -135,7 +135,7 @@ class LyingClients(RuleBasedStateMachine):
             try:
                 rd.session.receive(i, frame)
             except SecaggError as error:
-                rd.refused_frames[i] = error
+                rd.refused.append((phase, i, error))
                 assert i in self.corrupt or rd.down, "the right frame of an honest client is not taken"
                 return
             with pytest.raises(UnexpectedFrameError, match="is a second one"):

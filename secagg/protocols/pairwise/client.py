@@ -69,6 +69,7 @@ class ClientSession(Redacted):
     ) -> None:
         prg.self_test()
         self._guard = MemoryGuard() if guard is None else guard
+        self._limits = () if policy is None else policy.round_limits
         if policy is not None:
             policy.check(params, identity.id, roster.clients, guard)
         if identity.id not in params.cohort:
@@ -144,6 +145,7 @@ class ClientSession(Redacted):
         Raises:
             StateError: Called twice.
             GuardError: This client was in this round before.
+            PolicyError: Other sessions began as many rounds as the policy allows since this one was made; `decline` tells the server.
         """
         if self._started:
             raise StateError("this session has started already; a round needs a new one")
@@ -192,7 +194,7 @@ class ClientSession(Redacted):
 
     def _record(self, phase: str, reservation: bytes = b"") -> None:
         params = self._me.params
-        self._guard.record(params.session, params.round, phase, params.app_context, reservation)
+        self._guard.record(params.session, params.round, phase, params.app_context, reservation, limits=self._limits)
 
     def decline(self, error: SecaggError) -> bytes:
         """The frame that tells the server, in place of the one that it waits for, why this client takes no further part.
