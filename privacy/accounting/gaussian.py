@@ -122,12 +122,19 @@ def rdp_form(mu_squared: float, delta: float) -> float:
     return rdp_epsilon(np.array(RDP_ORDERS, np.float64) * (mu_squared / 2), delta)
 
 
-def as_text(epsilon: float, digits: int = 6) -> str:
-    """Say an upper bound in words, which is where infinity has some: its first digits, never less than the bound."""
+def as_text(epsilon: float, digits: int = 6, *, upward: bool = True) -> str:
+    """Say a bound in words, which is where infinity has some: its first digits, and never on the wrong side of it.
+
+    Args:
+        epsilon: The bound.
+        digits: How many.
+        upward: It is an upper bound; else a lower one.
+    """
     if not math.isfinite(epsilon):
         return "no bound"
-    upward = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal_from_float(epsilon)
-    return f"{float(upward):.{digits}g}"
+    rounding = decimal.ROUND_CEILING if upward else decimal.ROUND_FLOOR
+    rounded = decimal.Context(prec=digits, rounding=rounding).create_decimal_from_float(epsilon)
+    return f"{float(rounded):.{digits}g}"
 
 
 def with_sampler(route: Callable[[float], float], delta: float, sampler_delta: float) -> float:

@@ -22,7 +22,7 @@ def routes(bound: EpsilonBound) -> str:
     routes = ", ".join(
         f"{name} {as_text(value)}" for name, value in sorted(bound.routes.items(), key=lambda each: each[1])
     )
-    return f"  upper bounds: {routes}; lower bound: {bound.lower:.6g}"
+    return f"  upper bounds: {routes}; lower bound: {as_text(bound.lower, upward=False)}"
 
 
 def print_json(value: dict[str, Any]) -> None:

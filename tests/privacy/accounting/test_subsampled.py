@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from privacy.accounting import subsampled
-from privacy.accounting.gaussian import closed_form
-from privacy.accounting.subsampled import Subsampled, pld_grid, pld_route, rdp_route, rounding_delta
-from privacy.errors import AccountingError
+from privacy.accounting.guard import Subsampled
+from privacy.accounting.subsampled import rdp_route
 
 REFERENCE = json.loads((Path(__file__).parents[2] / "vectors" / "dp_reference.json").read_text())
 ROWS = [row for row in REFERENCE["epsilon_table"] if row["q"] < 1]
@@ -26,7 +25,7 @@ def test_rdp_agrees_with_two_other_programs(row):
 
 def test_rdp_of_a_tiny_sampling_rate_is_positive():
     """Where dp-accounting's divergence rounds to a negative number, and epsilon to 0, nothing cancels here."""
-    divergence = subsampled._rdp_add_remove(2, 1.0, 1e-12)
+    divergence = subsampled.rdp_add_remove(2, 1.0, 1e-12)
     assert divergence == pytest.approx(1e-24 * (math.e - 1), rel=1e-10)
 
 
@@ -45,16 +44,16 @@ def test_replace_one_divergence_agrees_with_quadrature(order, z, q):
 
         points = np.linspace(-1 - 12 * z, order + 12 * z, 40).tolist()
         exact = float(mpmath.log(mpmath.quad(integrand, points)) / (order - 1))
-    divergence = subsampled._rdp_replace_one(order, z, q)
+    divergence = subsampled.rdp_replace_one(order, z, q)
     assert exact <= divergence <= exact * (1 + 1e-9) + 2e-12
 
 
 def test_replace_one_divergence_is_larger_than_add_remove():
     """A wrong relation would be seen: at q near 1 replace-one costs four times, and never less than add-remove."""
-    near_one = subsampled._rdp_replace_one(2, 3.0, 1 - 1e-9) / subsampled._rdp_add_remove(2, 3.0, 1 - 1e-9)
+    near_one = subsampled.rdp_replace_one(2, 3.0, 1 - 1e-9) / subsampled.rdp_add_remove(2, 3.0, 1 - 1e-9)
     assert near_one == pytest.approx(4, rel=1e-6)
     for q in (0.01, 0.3, 0.9):
-        assert subsampled._rdp_replace_one(4, 1.5, q) > subsampled._rdp_add_remove(4, 1.5, q)
+        assert subsampled.rdp_replace_one(4, 1.5, q) > subsampled.rdp_add_remove(4, 1.5, q)
 
 
 @pytest.mark.parametrize("q", [0.05, 0.5])
@@ -78,60 +77,24 @@ def test_half_lines_dominate_other_records_under_replace_one(q):
     assert divergence((1, 0), (-1, 0), 1.0) > 1.5 * divergence((1, 0), (0, 0), 1.0)
 
 
-def test_rounding_in_the_transform_does_not_reach_the_upper_bound(monkeypatch):
-    """Composed thousands of times, the library's own bound falls below the exact value somewhere; with slack never."""
-    cases = [
-        (Subsampled(sigma, 1.0, steps, replace_one=False), delta)
-        for sigma, steps in [(100.0, 10_000), (50.0, 10_000), (64.0, 4096), (20.0, 2000)]
-        for delta in (1e-11, 2e-12, 1e-12)
-        if delta > rounding_delta(steps)
-    ]
-
-    def falls_below():
-        return [
-            pld_route(mechanism, delta, 1e-4) < closed_form(mechanism.steps / mechanism.z**2, delta, upward=False)
-            for mechanism, delta in cases
-        ]
-
-    assert not any(falls_below())
-    monkeypatch.setattr(subsampled, "rounding_delta", lambda _steps: 0.0)
-    assert any(falls_below())
+@pytest.mark.parametrize("probability", [1e-6, 0.2, 0.9])
+def test_a_coin_before_a_gaussian_is_the_subsampled_gaussian(probability):
+    """The moment of a mixture, from the moments of its parts, agrees with fifty-digit sums and does not cancel."""
+    order, z = 9, 1.7
+    moments = [mpmath.mpf(k * (k - 1)) / (2 * mpmath.mpf(z) ** 2) for k in range(order + 1)]
+    with mpmath.workdps(50):
+        p = mpmath.mpf(probability)
+        exact = mpmath.log(
+            sum(
+                mpmath.binomial(order, k) * (1 - p) ** (order - k) * p**k * mpmath.exp(moments[k])
+                for k in range(order + 1)
+            )
+        )
+    mixed = subsampled.mixed_log_moment(order, probability, np.array(moments[2:], np.float64))
+    assert mixed == pytest.approx(float(exact), rel=1e-11)
+    assert mixed == subsampled.rdp_add_remove(order, z, probability) * (order - 1)
 
 
-def test_grid_is_finer_where_many_steps_would_blur_it():
-    """A million steps get a grid of about 2e-5, a hundred the default."""
-    assert pld_grid(Subsampled(1.0, 1e-4, 1_000_000, replace_one=False), 1e-9) < 3e-5
-    assert pld_grid(Subsampled(1.0, 0.1, 100, replace_one=False), 1e-5) == 1e-4
-
-
-@pytest.mark.parametrize("replace_one", [False, True])
-def test_grid_keeps_the_size_bounded(replace_one):
-    """However small the noise, one step has at most 200 000 cells, or there is no PLD at all."""
-    for z in (1e-3, 0.02, 0.05, 0.1, 0.5, 5.0):
-        mechanism = Subsampled(z, 0.1, 10, replace_one)
-        grid = pld_grid(mechanism, 1e-5)
-        if grid is None:
-            assert z < 0.1
-            continue
-        shift = 2 if replace_one else 1
-        assert 2 * math.log1p(0.1 * math.expm1(shift * (10.2 / z + 1 / z**2))) / grid <= 200_001
-
-
-def test_no_grid_for_a_delta_below_the_rounding():
-    """A delta that the transform's rounding could cover is not asked of the PLD."""
-    mechanism = Subsampled(1.0, 0.1, 100_000, replace_one=False)
-    assert pld_grid(mechanism, 3 * rounding_delta(100_000)) is not None
-    assert pld_grid(mechanism, 1.5 * rounding_delta(100_000)) is None
-
-
-def test_nan_from_the_library_is_an_error(monkeypatch):
-    """A privacy loss distribution that answers NaN is not passed on."""
-    from dp_accounting.pld import privacy_loss_distribution
-
-    class Broken:
-        def get_epsilon_for_delta(self, _delta):
-            return math.nan
-
-    monkeypatch.setattr(privacy_loss_distribution, "from_gaussian_mechanism", lambda *_, **__: Broken())
-    with pytest.raises(AccountingError, match="NaN"):
-        pld_route(Subsampled(1.0, 0.5, 1, replace_one=False), 1e-5, 1e-4)
+def test_moments_that_round_to_one_add_nothing():
+    """Divergences below the last digit of float64 give 0, not a warning or NaN."""
+    assert subsampled.mixed_log_moment(3, 0.5, np.zeros(2)) == 0

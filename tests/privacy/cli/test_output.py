@@ -17,8 +17,9 @@ def test_a_bound_is_rounded_up(upper, words):
 
 def test_routes_come_smallest_first():
     """Every route is named, with the lower bound after them."""
-    text = routes(EpsilonBound(upper=1.0, lower=0.5, routes={"rdp": 2.0, "closed_form": 1.0}))
-    assert text.index("closed_form") < text.index("rdp") < text.index("lower bound: 0.5")
+    text = routes(EpsilonBound(upper=1.0, lower=0.12345678, routes={"rdp": 2.0, "closed_form": 1.0}))
+    assert text.index("closed_form") < text.index("rdp") < text.index("lower bound: 0.123456")
+    assert text.endswith("0.123456")
 
 
 def test_what_is_not_finite_is_null(capsys):
