@@ -13,21 +13,32 @@ The claims are of computational differential privacy, against whoever sees the s
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+from privacy.accounting.gaussian import SAMPLER_DISTANCE
 from privacy.budget import Budget
-from privacy.errors import LedgerError
-from privacy.ledger.chain import GENESIS, MAX_TORN, ChainError, Entry, decode, encode, entries, torn_counts, torn_text
-from privacy.ledger.head import check_head, head_path, read_head, sign_head
-from privacy.ledger.replay import Books, LedgerTotal, Spend
-from privacy.ledger.storage import locked, open_locked, read_all, replace_file, write_at
+from privacy.errors import BudgetExceededError, LedgerError, PlanError
+from privacy.ledger.chain import GENESIS, MAX_ENTRY, ChainError, Entry, decode, encode, entries, torn_counts, torn_text
+from privacy.ledger.head import (
+    WRITER,
+    Heads,
+    Signer,
+    check_head,
+    head_path,
+    is_party,
+    parse_heads,
+    public_hex,
+    read_heads,
+    sign_head,
+)
+from privacy.ledger.replay import Books
+from privacy.ledger.spend import LedgerTotal, Spend
+from privacy.ledger.storage import Lines, open_locked, replace_file, write_at
 from privacy.plan import Plan
 
 
@@ -52,33 +63,13 @@ class Reservation:
     plan: Plan
 
 
-@dataclass(frozen=True)
-class LedgerReport:
-    """What `verify` found in order.
-
-    Attributes:
-        path: The ledger.
-        entries: Whole lines.
-        rounds: Commits.
-        total: Everything, composed.
-        head: ``ok``; ``behind`` by one entry, as a crash leaves it; or ``missing``, so that a cut tail cannot be seen.
-        torn: Whether an interrupted write stands at the end; it is not in the total before it is recovered.
-    """
-
-    path: Path
-    entries: int
-    rounds: int
-    total: LedgerTotal
-    head: str
-    torn: bool
-
-
 class Ledger:
     """An open ledger; a context manager.
 
     Args:
         path: The file; made if it is not there.
         signer: Signs the head after each append. Without one there is no head, and a cut tail cannot be seen.
+        party: Who writes it, as the heads file names its writer.
 
     Raises:
         ChainError: a line was edited, removed or reordered, the tail was cut, or the head is signed by another key or
@@ -92,9 +83,12 @@ class Ledger:
         A second opener gets an error while this one is open.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, signer: Ed25519PrivateKey | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, signer: Signer | None = None, party: str = WRITER) -> None:
         self.path = Path(path)
+        if not is_party(party):
+            raise LedgerError(f"{self.path}: party = {party!r} is no name that can be printed")
         self._signer = signer
+        self._heads = Heads({}, party)
         self._pid = os.getpid()
         self._broken = False
         self._descriptor = open_locked(self.path)
@@ -155,7 +149,7 @@ class Ledger:
                 raise LedgerError(f"{self.path}: {name} = {value!r} is not a count")
         if not self._books.belongs(data_set):
             raise LedgerError(f"{self.path}: the ledger of data set {self._books.data_set}, not of {data_set}")
-        self._check_budgets(run, plan, budget)
+        self._check_budgets(run, plan, budget, data_set)
         if plan.hash not in self._books.plans:
             self._append({"kind": "plan", "plan": plan.hash, "body": plan.to_fields()})
         floor = plan.sites - plan.dropouts
@@ -226,37 +220,91 @@ class Ledger:
         """
         return self._books.total(delta)
 
-    def _check_budgets(self, run: str, plan: Plan, budget: Budget | None) -> None:
+    def countersign(self, party: str, head: bytes, *, key: str) -> None:
+        """Keep another party's signed head of this ledger beside the writer's.
+
+        Args:
+            party: Its name.
+            head: What `privacy.ledger.witness` gave it.
+            key: Its Ed25519 public key, hex, as the writer knows it from elsewhere.
+
+        Raises:
+            ChainError: another key's, or not on this ledger's chain: a fork.
+            LedgerError: the name is the writer's, the head is older than one that is kept, or it cannot be written.
+
+        Guarantees:
+            Appends keep it: it says up to where that party agreed.
+        """
+        self._require_usable()
+        if not is_party(party) or party == self._heads.writer or self._signer is None:
+            raise LedgerError(f"{self.path}: {party!r} cannot sign beside the writer {self._heads.writer!r}")
+        given = parse_heads(head, f"{self.path}: the head of {party}").heads
+        told = given.get(WRITER)
+        if told is None or len(given) > 1:
+            raise ChainError(f"{self.path}: the head of {party} is a file of several")
+        if told.key != key:
+            raise ChainError(f"{self.path}: the head of {party} is signed by {told.key}, and its key is {key}")
+        if any(other.key == key for name, other in self._heads.heads.items() if name != party):
+            raise ChainError(f"{self.path}: the key of {party} signs for somebody else")
+        hashes = self._books.hashes
+        check_head(told, hashes, ledger=self.path, source=f"the head of {party}", behind=len(hashes))
+        kept = self._heads.heads.get(party)
+        if kept is not None and (kept.key != key or kept.seq > told.seq):
+            raise LedgerError(f"{self.path}: {party} has signed entry {kept.seq} with {kept.key}; this head is older")
+        self._heads = self._heads.plus(party, told)
+        self._write_head()
+
+    def _check_budgets(self, run: str, plan: Plan, budget: Budget | None, data_set: str | None) -> None:
         group, mu = (plan.unit, plan.relation), plan.mu(plan.sites - plan.dropouts)
-        limits: list[tuple[Spend, Budget]] = [(self._books.runs.get(run, Spend()), plan.budget())]
+        limits = [(f"run {run!r} under its plan", self._books.runs.get(run, Spend()), plan.budget())]
         if budget is not None:
-            limits.append((self._books.spend, budget))
-        for spend, limit in limits:
-            after = spend.plus(group, mu)
+            limits.append((f"data set {data_set} over all its runs", self._books.spend, budget))
+        for what, spend, limit in limits:
+            after = spend.plus(group, mu, draws=plan.draws)
             before = spend.mu_squared(after.group)
-            limit.check(before, after.mu_squared() - before)
+            try:
+                # However much noise the budget was made for, it pays for the noise that was really drawn.
+                drawn = max(limit.sampler_delta, after.draws * SAMPLER_DISTANCE)
+                paying = limit if drawn == limit.sampler_delta else replace(limit, sampler_delta=drawn)
+                paying.check(before, after.mu_squared() - before)
+            except (BudgetExceededError, PlanError) as error:
+                raise BudgetExceededError(f"{self.path}: {what}: {error}") from error
 
     def _replay(self) -> bytes:
-        data = read_all(self._descriptor, self.path)
-        self._books, torn = _replay(self.path, data)
-        self._end = len(data) - len(torn)
-        return torn
+        self._books = Books(self.path)
+        lines = Lines(self._descriptor, self.path)
+        for entry in entries(lines, self.path):
+            self._books.book(entry)
+        self._end = lines.end
+        return lines.torn
 
     def _repair_head(self) -> None:
         file = head_path(self.path)
-        head = read_head(file)
+        found = read_heads(file)
         hashes = self._books.hashes
-        if head is None:
+        if found is None:
             if self._signer is not None and len(hashes) > 1:
                 raise ChainError(f"{self.path}: {file} is missing, so nothing shows that the tail was not cut")
         elif self._signer is None:
             raise LedgerError(f"{self.path}: {file} is signed; appending needs its signer")
         else:
-            check_head(head, hashes, ledger=self.path, head_file=file, behind=1)
-            if head.key != self._signer.public_key().public_bytes_raw().hex():
-                raise ChainError(f"{file}: signed by {head.key}, not by this signer")
+            self._take_heads(found, file, self._signer)
         if hashes:
             self._write_head()
+
+    def _take_heads(self, found: Heads, file: Path, signer: Signer) -> None:
+        hashes = self._books.hashes
+        for party, head in found.heads.items():
+            behind = 1 if party == found.writer else len(hashes)
+            check_head(head, hashes, ledger=self.path, source=f"{file} ({party})", behind=behind)
+        own, key = found.heads[found.writer], public_hex(signer)
+        if own.key != key:
+            raise ChainError(f"{file}: signed by {own.key}, not by this signer")
+        named = self._heads.writer
+        if found.writer not in (named, WRITER):
+            raise LedgerError(f"{file}: {found.writer!r} writes this ledger, not {named!r}")
+        others = {party: head for party, head in found.heads.items() if party not in (found.writer, named)}
+        self._heads = Heads({**others, named: own}, named)
 
     def _recover(self, torn: bytes) -> None:
         plan, mu = self._books.floor()
@@ -274,9 +322,7 @@ class Ledger:
         )
 
     def _append(self, fields: Mapping[str, Any]) -> Entry:
-        if self._descriptor < 0 or self._broken or self._pid != os.getpid():
-            why = "closed" if self._descriptor < 0 else "broken by a failed write" if self._broken else "its parent's"
-            raise LedgerError(f"{self.path}: this ledger is {why}; open it again")
+        self._require_usable()
         hashes = self._books.hashes
         values = dict(fields) | {
             "seq": len(hashes),
@@ -286,6 +332,8 @@ class Ledger:
         if values["kind"] != "plan":
             values |= self._epsilons(values)
         line = encode(values)
+        if len(line) > MAX_ENTRY and values["kind"] != "recovered":
+            raise LedgerError(f"{self.path}: an entry of {len(line)} bytes is longer than {MAX_ENTRY}")
         entry = decode(line[:-1])
         self._broken = True  # until the line and the head are on the disk
         try:
@@ -297,6 +345,11 @@ class Ledger:
         self._write_head()
         self._broken = False
         return entry
+
+    def _require_usable(self) -> None:
+        if self._descriptor < 0 or self._broken or self._pid != os.getpid():
+            why = "closed" if self._descriptor < 0 else "broken by a failed write" if self._broken else "its parent's"
+            raise LedgerError(f"{self.path}: this ledger is {why}; open it again")
 
     def _epsilons(self, values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         plan = self._books.plans.get(values["plan"] or "")
@@ -311,69 +364,11 @@ class Ledger:
             return
         hashes = self._books.hashes
         file = head_path(self.path)
+        self._heads = self._heads.plus(self._heads.writer, sign_head(len(hashes) - 1, hashes[-1], self._signer))
         try:
-            replace_file(file, sign_head(len(hashes) - 1, hashes[-1], self._signer))
+            replace_file(file, self._heads.to_json())
         except OSError as error:
             raise LedgerError(f"{file}: cannot be written: {error.strerror}") from error
-
-
-def verify(
-    path: str | os.PathLike[str], *, heads: Iterable[str | os.PathLike[str]] = (), delta: float | None = None
-) -> LedgerReport:
-    """Check a ledger without changing it: chain, rules, every epsilon by both routes, and heads.
-
-    Args:
-        path: The ledger. Its own head is read where there is one.
-        heads: More signed heads of it, kept by other parties.
-        delta: Of the total; by default the smallest of its plans.
-
-    Raises:
-        ChainError: something was changed; the file and line are named.
-        LedgerError: it cannot be read, or is being written.
-
-    Guarantees:
-        An edited, removed or reordered line is found; so is a cut tail or a fork, where a head tells of it.
-    """
-    path = Path(path)
-    with locked(path) as descriptor:
-        data = read_all(descriptor, path)
-        own = read_head(head_path(path))
-    books, torn = _replay(path, data, recompute=True)
-    state = "missing"
-    if own is not None:
-        check_head(own, books.hashes, ledger=path, head_file=head_path(path), behind=1)
-        state = "ok" if own.seq == len(books.hashes) - 1 else "behind"
-    for file in map(Path, heads):
-        head = read_head(file)
-        if head is None:
-            raise LedgerError(f"{file}: no such file")
-        check_head(head, books.hashes, ledger=path, head_file=file, behind=len(books.hashes))
-    return LedgerReport(path, len(books.hashes), sum(books.rounds.values()), books.total(delta), state, bool(torn))
-
-
-def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
-    """Return the chained entries of a ledger, without the checks of `verify`.
-
-    Raises:
-        ChainError: the chain is broken; the file and line are named.
-        LedgerError: it cannot be read.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise LedgerError(f"{path}: cannot be read: {error.strerror}") from error
-    return list(entries(lines, path))
-
-
-def _replay(path: Path, data: bytes, *, recompute: bool = False) -> tuple[Books, bytes]:
-    *lines, torn = data.split(b"\n")
-    books = Books(path)
-    for entry in entries(lines, path):
-        books.book(entry, recompute=recompute)
-    if len(torn) > MAX_TORN:
-        raise ChainError(f"{path}, line {len(lines) + 1}: {len(torn)} bytes that are no entry")
-    return books, torn
 
 
 @cache

@@ -20,7 +20,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,14 +28,17 @@ from typing import Any, Final
 import rfc8785
 
 from privacy.errors import LedgerError, PlanError
-from privacy.plan import Plan, unique_keys
+from privacy.plan import Plan
 
 GENESIS: Final = "0" * 64
-MAX_TORN: Final = 1 << 16  # bytes; no entry is nearly as long
+MAX_ENTRY: Final = 1 << 18  # bytes of a line that is written; twelve thousand survivors fit
+MAX_LINE: Final = 1 << 20  # bytes of a line that is read; the rest is room for base64 of interrupted writes
 
 _VERSION: Final = 1
 _HARMLESS_STARTS: Final = (b'{"body":', b'{"closes":')  # plan and commit
 _MU_TOLERANCE: Final = 1e-12
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_WRITER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 class ChainError(LedgerError):
@@ -95,12 +98,47 @@ class Entry:
 
 _COMMON: Final = frozenset({"v", "seq", "prev", "kind", "plan", "versions"})
 _SPENT: Final = frozenset({"run", "mu", "private", "epsilon", "epsilon_total"})
+_REALS: Final = frozenset({"mu", "sigma_eff"})
 _KEYS: Final[Mapping[str, frozenset[str]]] = {
     "plan": _COMMON | {"body"},
     "reserve": _COMMON | _SPENT | {"round", "attempt", "data_set", "draws", "sigma_eff"},
     "commit": _COMMON | _SPENT | {"round", "closes", "survivors", "transcript", "sigma_eff"},
     "recovered": _COMMON | _SPENT | {"draws", "torn"},
 }
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, refusing a key that is given twice: json's ``object_pairs_hook``.
+
+    Guarantees:
+        Linear in the keys, however they repeat.
+    """
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {_short(twice)} is given twice")
+    return result
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if "e" in text or "E" in text or text.endswith(".0"):  # what Python may write otherwise than RFC 8785
+        _require_number(value, text)
+    return value
+
+
+def _integer(text: str) -> float:
+    if len(text) < 16:
+        return int(text)
+    value = float(text)  # to every other JSON reader it is one
+    _require_number(value, text)
+    return int(text) if abs(value) < 1 << 53 else value
+
+
+def _require_number(value: float, text: str) -> None:
+    if not math.isfinite(value) or rfc8785.dumps(value).decode() != text:
+        raise ValueError(f"{text[:80]} is not how RFC 8785 writes a number")
 
 
 def is_count(value: object) -> bool:
@@ -112,13 +150,15 @@ def _is_real(value: object) -> bool:
     return type(value) in (int, float) and 0 <= value <= sys.float_info.max  # type: ignore[operator]
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Whether a JSON value is a text of Unicode characters."""
     # A lone surrogate is a string to JSON and to Python, and no text that could be shown or written.
-    return type(value) is str and not any("\ud800" <= each <= "\udfff" for each in value)
+    return type(value) is str and (value.isascii() or _SURROGATE.search(value) is None)
 
 
 def _is_texts(value: object) -> bool:
-    return type(value) is dict and all(_is_text(text) for text in value.values())
+    # Of ASCII names it does not matter in which of Unicode's orders they are sorted.
+    return type(value) is dict and all(name.isascii() and is_text(text) for name, text in value.items())
 
 
 def _is_epsilon(value: object) -> bool:
@@ -133,22 +173,25 @@ def _matches(pattern: str) -> Callable[[object], bool]:
 
 
 def _is_survivors(value: object) -> bool:
-    return type(value) is list and all(_is_id(each) for each in value) and len(set(value)) == len(value)
+    if type(value) is not list or not all(_is_id(each) and int(each) < 1 << 64 for each in value):
+        return False
+    return len(set(value)) == len(value)
 
 
+_READER: Final = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=_float, parse_int=_integer)
 is_hash: Final = _matches("[0-9a-f]{64}")
 _is_id: Final = _matches("0|[1-9][0-9]{0,19}")
 _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
-    "v": lambda value: value == _VERSION,
+    "v": lambda value: type(value) is int and value == _VERSION,
     "seq": is_count,
     "prev": is_hash,
-    "kind": _is_text,
+    "kind": is_text,
     "plan": lambda value: value is None or is_hash(value),
     "versions": _is_texts,
-    "run": _is_text,
+    "run": is_text,
     "round": is_count,
     "attempt": is_count,
-    "data_set": lambda value: value is None or _is_text(value),
+    "data_set": lambda value: value is None or is_text(value),
     "draws": is_count,
     "mu": _is_real,
     "sigma_eff": _is_real,
@@ -178,32 +221,68 @@ def decode(line: bytes) -> Entry:
     """Read one line, without its newline.
 
     Raises:
-        ChainError: not JSON, a key missing, unknown or given twice, or a value of the wrong kind; the key is named.
+        ChainError: not canonical JSON, a key missing, unknown or given twice, or a value of the wrong kind; the key is
+            named.
+
+    Guarantees:
+        One entry has one line: no other bytes are read as the same values.
     """
-    try:
-        values = json.loads(line, object_pairs_hook=unique_keys)
-    except ValueError as error:
-        raise ChainError(f"not JSON: {error}") from error
-    except RecursionError:
-        raise ChainError("not an entry: it is nested too deeply") from None
+    values = _parse(line)
     kind = values.get("kind") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in _KEYS:
         raise ChainError("not an entry: its kind is unknown")
     if values.keys() != _KEYS[kind]:
-        raise ChainError(f"keys missing or unknown: {', '.join(sorted(values.keys() ^ _KEYS[kind]))}")
+        raise ChainError(f"keys missing or unknown: {_short(', '.join(sorted(values.keys() ^ _KEYS[kind])))}")
     for name, value in values.items():
         if not _CHECKS[name](value):
-            raise ChainError(f"{name} = {value!r} is not what it must be")
+            raise ChainError(f"{name} = {_short(value)} is not what it must be")
+    if not _is_canonical(values, line):
+        raise ChainError("not canonical JSON: its bytes are not those that RFC 8785 gives to its values")
     del values["v"]
     for name in ("epsilon", "epsilon_total"):
         if name in values:
             values[name] = {route: math.inf if x is None else float(x) for route, x in values[name].items()}
+    for name in _REALS & values.keys():
+        values[name] = float(values[name])
     if "survivors" in values:
         values["survivors"] = tuple(int(site) for site in values["survivors"])
     return Entry(hash=hashlib.sha256(line).hexdigest(), **values)
 
 
-def entries(lines: list[bytes], path: Path) -> Iterator[Entry]:
+def _parse(line: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    try:
+        return _READER.decode(line.decode())
+    except ValueError as error:
+        raise ChainError(f"not JSON: {error}") from error
+    except RecursionError:
+        raise ChainError("not an entry: it is nested too deeply") from None
+
+
+def _is_canonical(values: Mapping[str, Any], line: bytes) -> bool:
+    """Whether a line is what RFC 8785 makes of its values, found by Python's quicker writer where both agree.
+
+    They differ in numbers alone, which were looked at when they were read.
+    """
+    try:
+        return _WRITER.encode(values).encode() == line or rfc8785.dumps(values) == line
+    except (ValueError, RecursionError):
+        return False
+
+
+def plain(text: str, most: int = 400) -> str:
+    """What an error may say of bytes from a file: one line that a terminal can print, and not endless."""
+    words = text if text.isprintable() else ascii(text)
+    return words if len(words) <= most else f"{words[:most]}..."
+
+
+def _short(value: object) -> str:
+    try:
+        return plain(ascii(value), 80)
+    except RecursionError:
+        return "something nested"
+
+
+def entries(lines: Iterable[bytes], path: Path) -> Iterator[Entry]:
     """Yield the chained entries of whole lines.
 
     Raises:

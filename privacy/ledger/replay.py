@@ -1,149 +1,20 @@
-"""What a ledger's entries add up to: spends, open reservations, and the rules that entries keep among themselves.
-
-Gaussian releases compose by summing ``mu**2``, for one unit and relation. Entries under several are brought to one that
-all of them imply, replace-one of a record: add-remove and zero-out move a contribution from or to zero, so two of them
-replace it and mu doubles; whoever may replace a site's vector may replace what one record makes of it.
-"""
+"""The rules that a ledger's entries keep among themselves, and what they add up to."""
 
 import base64
 import hashlib
 import json
-import math
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
-from privacy.accounting import EpsilonBound, gaussian_epsilon
-from privacy.accounting.gaussian import SAMPLER_DISTANCE, closed_form, rdp_form, with_sampler
-from privacy.budget import add_upward
 from privacy.errors import PlanError
-from privacy.ledger.chain import ChainError, Entry, matching_mu, torn_counts
+from privacy.ledger.chain import ChainError, Entry, matching_mu, plain, torn_counts
+from privacy.ledger.recompute import Claim
+from privacy.ledger.spend import Difference, LedgerTotal, RunTotal, Spend
 from privacy.plan import Plan, PlanWarning
 
-Group = tuple[str, str]  # unit, relation
-
 _DEFAULT_DELTA: Final = 1e-5  # of a ledger without any plan, whose epsilon is 0 whatever delta is
-_MIXED: Final[Group] = ("record", "replace-one")
-_REL_TOL: Final = 1e-9  # between machines whose libraries round otherwise
-_ABS_TOL: Final = 1e-12
-
-
-@dataclass(frozen=True)
-class Spend:
-    """Sums over releases.
-
-    Attributes:
-        squares: Sum of mu**2 for each (unit, relation), rounded up.
-        draws: Noise coordinates drawn.
-        private: False once anything was released with noise or secrets from a test seed.
-    """
-
-    squares: Mapping[Group, float] = field(default_factory=lambda: MappingProxyType({}))
-    draws: int = 0
-    private: bool = True
-
-    def plus(
-        self, group: Group, mu: float, *, draws: int = 0, instead_of: float = 0.0, private: bool = True
-    ) -> "Spend":
-        """Add a release, in place of a reservation at a larger mu where one is given.
-
-        Guarantees:
-            Never less than the spend without the reservation, in floating point too.
-        """
-        spent = add_upward(self.squares.get(group, 0.0), -instead_of * instead_of)
-        squares = {**self.squares, group: add_upward(spent, mu * mu)}
-        return Spend(squares, self.draws + draws, self.private and private)
-
-    @property
-    def group(self) -> Group:
-        """Unit and relation that `mu_squared` is for."""
-        return next(iter(self.squares), _MIXED) if len(self.squares) < 2 else _MIXED
-
-    def mu_squared(self, group: Group | None = None) -> float:
-        """Total for a (unit, relation) that everything implies: by default this spend's own."""
-        if self.squares.keys() <= {group or self.group}:
-            return sum(self.squares.values())
-        total = 0.0
-        for (_, relation), squares in self.squares.items():
-            total = add_upward(total, squares if relation == "replace-one" else 4 * squares)
-        return total
-
-    def routes(self, delta: float) -> dict[str, float]:
-        """Epsilon by both routes, sampler included; the bounds of `bound` without the checks between them."""
-        mu_squared, sampler = self.mu_squared(), self.draws * SAMPLER_DISTANCE
-        return {
-            "closed_form": with_sampler(lambda left: closed_form(mu_squared, left), delta, sampler),
-            "rdp": with_sampler(lambda left: rdp_form(mu_squared, left), delta, sampler),
-        }
-
-    def bound(self, delta: float) -> EpsilonBound:
-        """Epsilon with its checks."""
-        return gaussian_epsilon(self.mu_squared(), delta, sampler_delta=self.draws * SAMPLER_DISTANCE)
-
-
-@dataclass(frozen=True)
-class RunTotal:
-    """What one run spent.
-
-    Attributes:
-        run: Its name.
-        epsilon: At the total's delta.
-        rounds: Commits.
-        private: False when anything in it came from a test seed.
-    """
-
-    run: str
-    epsilon: EpsilonBound
-    rounds: int
-    private: bool
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Two rounds of one run whose survivors differ by one site: the difference of their sums speaks of that site alone.
-
-    Attributes:
-        run: Its name.
-        site: Id of the site.
-        rounds: Their numbers, in the order of the ledger; the first such two.
-    """
-
-    run: str
-    site: int
-    rounds: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class LedgerTotal:
-    """Everything in a ledger, composed.
-
-    Attributes:
-        epsilon: Over all runs, open reservations at their plan's floor.
-        delta: What it is for.
-        unit: Who is protected.
-        relation: Neighbouring data sets; replace-one of a record where runs differ, which all of them imply.
-        runs: Each run by itself.
-        open: Reservations without commit.
-        private: False when anything came from a test seed: then epsilon covers nothing that these runs released.
-        differences: At most one for each run and site. Epsilon covers them, for its unit: one record is not a site.
-    """
-
-    epsilon: EpsilonBound
-    delta: float
-    unit: str
-    relation: str
-    runs: tuple[RunTotal, ...]
-    open: int
-    private: bool
-    differences: tuple[Difference, ...]
-
-    @property
-    def not_private(self) -> tuple[str, ...]:
-        """Names of the runs that are not private."""
-        return tuple(run.run for run in self.runs if not run.private)
 
 
 class _Cohorts:
@@ -172,9 +43,6 @@ class _Cohorts:
 class Books:
     """The state that entries lead to, one by one.
 
-    Args:
-        path: For messages.
-
     Attributes:
         plans: By hash.
         pending: Reservations without commit, by number.
@@ -185,10 +53,19 @@ class Books:
         hashes: Of every entry.
         last_run: Of the last entry with one.
         differences: By run and site.
+        unbound: Commits that claim to be private and name no transcript, so that nothing says which sum they are of.
+        claims: Every epsilon told, where they are kept.
+
+    Args:
+        path: For messages.
+        keep_claims: Whether to keep them, for `check_claims`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep_claims: bool = False) -> None:
         self.path = path
+        self.claims: list[Claim] = []
+        self._keep_claims = keep_claims
+        self.unbound = 0
         self.plans: dict[str, Plan] = {}
         self.pending: dict[int, Entry] = {}
         self.runs: dict[str, Spend] = {}
@@ -200,6 +77,25 @@ class Books:
         self.differences: dict[tuple[str, int], Difference] = {}
         self._cohorts: dict[str, _Cohorts] = {}
         self._data_set_known = False
+        self._first_release: int | None = None
+
+    @property
+    def first_release(self) -> int:
+        """Number of the first entry that reserves; of the next one, before there is any."""
+        return len(self.hashes) if self._first_release is None else self._first_release
+
+    def merged(self, other: "Books") -> "Books":
+        """Return what this ledger and another of the same data come to together, for `total` alone."""
+        both = Books(self.path)
+        both.plans = {**self.plans, **other.plans}
+        both.pending = dict(enumerate((*self.pending.values(), *other.pending.values())))
+        both.runs, both.rounds = dict(self.runs), dict(self.rounds)
+        for run, spend in other.runs.items():
+            both.runs[run] = both.runs.get(run, Spend()).merged(spend)
+            both.rounds[run] = both.rounds.get(run, 0) + other.rounds[run]
+        both.spend = self.spend.merged(other.spend)
+        both.differences = {**other.differences, **self.differences}
+        return both
 
     def floor(self) -> tuple[Plan | None, float]:
         """Return the plan with the largest mu at its floor, and that mu: what an unknown reservation counts."""
@@ -251,12 +147,11 @@ class Books:
             differences=tuple(self.differences.values()),
         )
 
-    def book(self, entry: Entry, *, recompute: bool = False) -> None:
+    def book(self, entry: Entry) -> None:
         """Take an entry in.
 
         Args:
             entry: The next one; its place in the chain was checked.
-            recompute: Also check its epsilons.
 
         Raises:
             ChainError: it contradicts what stands before it; file and line are named.
@@ -264,23 +159,32 @@ class Books:
         try:
             self._check(entry)
         except (ChainError, PlanError) as error:
-            raise ChainError(f"{self.path}, line {entry.seq + 1}: {error}") from error
+            raise ChainError(f"{self.path}, line {entry.seq + 1}: {plain(str(error))}") from error
         if entry.kind != "plan" and entry.plan is not None:
             run, spend = self.after(entry)
-            if recompute:
-                self._recompute(entry, run, spend)
+            if self._keep_claims:
+                self._claim(entry, run, spend)
             self.runs[entry.run], self.spend = run, spend
             self.rounds.setdefault(entry.run, 0)
             self.last_run = entry.run
         if entry.kind == "reserve":
             self.pending[entry.seq] = entry
+            if self._first_release is None:
+                self._first_release = entry.seq
             self.data_set, self._data_set_known = entry.data_set, True
         elif entry.kind == "commit":
             del self.pending[entry.closes]
             self.rounds[entry.run] += 1
+            self.unbound += entry.private and not entry.transcript
             for site, earlier in self._cohorts.setdefault(entry.run, _Cohorts()).add(entry.survivors, entry.round):
                 self.differences.setdefault((entry.run, site), Difference(entry.run, site, (earlier, entry.round)))
         self.hashes.append(entry.hash)
+
+    def _claim(self, entry: Entry, run: Spend, spend: Spend) -> None:
+        delta = self.plans[entry.plan or ""].delta
+        self.claims.append(Claim(entry.seq, "epsilon", dict(entry.epsilon), run, delta))
+        if run != spend or entry.epsilon_total != entry.epsilon:
+            self.claims.append(Claim(entry.seq, "epsilon_total", dict(entry.epsilon_total), spend, delta))
 
     def _check(self, entry: Entry) -> None:
         if entry.kind == "plan":
@@ -330,16 +234,3 @@ class Books:
         expected = (plan.hash if plan else None, mu if counts else 0.0, plan.draws if plan and counts else 0)
         if (entry.plan, entry.mu, entry.draws) != expected:
             raise ChainError("a recovered entry that does not count the interrupted write at the floor")
-
-    def _recompute(self, entry: Entry, run: Spend, spend: Spend) -> None:
-        if entry.plan is None:
-            return
-        delta = self.plans[entry.plan].delta
-        expected = run.routes(delta)
-        total = expected if run == spend else spend.routes(delta)
-        for name, told, right in (("epsilon", entry.epsilon, expected), ("epsilon_total", entry.epsilon_total, total)):
-            for route, value in right.items():
-                if not math.isclose(told.get(route, -1.0), value, rel_tol=_REL_TOL, abs_tol=_ABS_TOL):
-                    raise ChainError(
-                        f"{self.path}, line {entry.seq + 1}: {name} by {route} is {told.get(route)}, recomputed {value}"
-                    )

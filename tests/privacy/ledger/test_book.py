@@ -434,9 +434,9 @@ def test_torn_first_line_counts_nothing(path):
 def test_garbage_at_the_end_is_not_recovered(path):
     """More bytes than any entry has are not an interrupted write."""
     lines = write(path, signer=None)
-    path.write_bytes(b"".join(lines) + b"x" * 70_000)
+    path.write_bytes(b"".join(lines) + b"x" * (1 << 20) + b"x")
     for reader in (Ledger, verify):
-        with pytest.raises(ChainError, match="line 8: 70000 bytes"):
+        with pytest.raises(ChainError, match="line 8: more than 1048576 bytes"):
             reader(path)
 
 
@@ -495,7 +495,7 @@ def edited(lines, number=2, **changes):
         (lambda lines: rechain(lines[:3]) + rechain(lines)[3:5], "tail was cut"),
         (lambda lines: [*lines[:3], b"\n", *lines[3:]], "line 4: not JSON"),
         (lambda lines: [*lines[:2], lines[2].replace(b'"v":1', b'"v":1,"v":1'), *lines[3:]], "line 3: not JSON.*twice"),
-        (lambda lines: edited(lines, 2, extra=1), "line 3: keys missing or unknown: extra"),
+        (lambda lines: edited(lines, 2, extra=1), "line 3: keys missing or unknown: 'extra'"),
         (lambda lines: edited(lines, 2, mu=-1), "line 3: mu = -1"),
     ],
 )
@@ -540,13 +540,18 @@ def test_verify_recomputes_every_epsilon(path, name, route):
 
 
 def test_p21_two_heads_expose_a_fork(path, tmp_path):
-    """P21: two parties' signed heads that do not lie on one chain: the second is named."""
+    """P21: two parties' signed heads that do not lie on one chain: both are named, or the one that leaves it."""
     write(path, rounds=2)
     fork = tmp_path / "fork" / "ledger.jsonl"
     fork.parent.mkdir()
     write(fork, rounds=2, survivors=(0, 1, 2), signer=Ed25519PrivateKey.from_private_bytes(bytes(32)))
     other = head_path(fork)
-    with pytest.raises(ChainError, match=rf"line 5: a fork: {other}"):
+    own = head_path(path)
+    with pytest.raises(ChainError, match=rf"line 5: a fork: {own} \(writer\) and {other} \(writer\) sign different"):
+        verify(path, heads=[other])
+    with Ledger(path, signer=SIGNER) as ledger:
+        reserve(ledger, 2)
+    with pytest.raises(ChainError, match=rf"line 5: a fork: {other} \(writer\) signs another entry"):
         verify(path, heads=[other])
     assert verify(path, heads=[head_path(path)]).head == "ok"
     with pytest.raises(LedgerError, match="no such file"):
@@ -585,7 +590,7 @@ def test_opening_checks_neither_more_nor_less_than_once(path):
 
 def test_p20_ten_thousand_entries_are_replayed_once_each(path, monkeypatch):
     """P20: opening 10 000 entries decodes each once and computes no epsilon; an append computes its own two only."""
-    from privacy.ledger import chain, replay
+    from privacy.ledger import chain, spend
 
     small = Plan.solve(**(FIELDS | {"rounds": 10_000}))
     lines = write(path, rounds=1, signer=None, plan=small)
@@ -599,9 +604,9 @@ def test_p20_ten_thousand_entries_are_replayed_once_each(path, monkeypatch):
     assert body.startswith(b'{"body"')
     path.write_bytes(b"".join(data))
     decoded, solved = [], []
-    real_decode, real_form = chain.decode, replay.closed_form
+    real_decode, real_form = chain.decode, spend.closed_form
     monkeypatch.setattr(chain, "decode", lambda line: decoded.append(1) or real_decode(line))
-    monkeypatch.setattr(replay, "closed_form", lambda *args: solved.append(1) or real_form(*args))
+    monkeypatch.setattr(spend, "closed_form", lambda *args: solved.append(1) or real_form(*args))
     with Ledger(path) as ledger:
         assert (len(decoded), len(solved)) == (10_001, 0)
         assert ledger.total().epsilon.upper == pytest.approx(
@@ -610,3 +615,52 @@ def test_p20_ten_thousand_entries_are_replayed_once_each(path, monkeypatch):
         reserve(ledger, 5000, plan=small)
         assert len(solved) <= 4
         assert ledger.total().open == 1
+
+
+def test_p19_whose_budget_is_used_up_is_said(path):
+    """P19: the refusal names the ledger, and whether the run's plan or the data set's lifetime refuses."""
+    plan = Plan.solve(**(FIELDS | {"rounds": 1}))
+    with Ledger(path) as ledger:
+        release(ledger, 0, plan=plan, survivors=(0, 1, 2), data_set="ab")
+        with pytest.raises(BudgetExceededError, match=r"ledger\.jsonl: run 'run' under its plan: .*epsilon"):
+            reserve(ledger, 1, plan=plan, data_set="ab")
+        with pytest.raises(BudgetExceededError, match=r"ledger\.jsonl: data set ab over all its runs: .*epsilon"):
+            reserve(ledger, 0, run="next", plan=plan, data_set="ab", budget=Budget(1.0, 1e-4))
+
+
+def test_p19_tiny_releases_after_exhaustion_are_refused(path):
+    """P19: a plan with a thousand times the noise does not get past a lifetime budget that is used up."""
+    plan = Plan.solve(**(FIELDS | {"rounds": 1}))
+    lifetime = Budget(1.0, 1e-4, sampler_delta=1e-20)
+    quiet = Plan.solve(**(FIELDS | {"rounds": 1, "epsilon": 1e-5}))
+    with Ledger(path) as ledger:
+        release(ledger, 0, plan=plan, survivors=(0, 1, 2), budget=lifetime)
+        for number in range(3):
+            with pytest.raises(BudgetExceededError, match="over all its runs"):
+                reserve(ledger, number, run="quiet", plan=quiet, budget=lifetime)
+        assert ledger.total().epsilon.upper <= 1.0
+
+
+def test_lifetime_budget_pays_for_the_noise_that_was_drawn(path):
+    """A budget made without the sampler's part is tightened by what the ledger's own noise may cost."""
+    wide = Plan.solve(**(FIELDS | {"rounds": 1, "dimension": 10**9, "delta": 1e-9, "epsilon": 20.0}))
+    exact = Budget(wide.accounted_epsilon().upper, 1e-9)
+    with Ledger(path) as ledger:
+        reserve(ledger, 0, plan=wide, budget=exact)
+        assert ledger.total().epsilon.upper <= exact.epsilon
+    assert Budget(wide.epsilon, 1e-9, sampler_delta=wide.draws * 2.0**-100).mu_squared < Budget(20.0, 1e-9).mu_squared
+    with Ledger(path.with_name("other.jsonl")) as ledger, pytest.raises(BudgetExceededError, match="sampler alone"):
+        reserve(ledger, 0, plan=PLAN, budget=Budget(80.0, 1e-4))
+
+
+def test_entry_longer_than_any_reader_takes_is_not_written(path):
+    """More survivors than fit into a line are refused before anything is written; the reservation stands."""
+    plan = Plan.solve(**(FIELDS | {"sites": 30_000, "bits": 64, "delta": 1e-8}))
+    with Ledger(path) as ledger:
+        held = reserve(ledger, 0, plan=plan)
+        before = path.read_bytes()
+        with pytest.raises(LedgerError, match="longer than 262144"):
+            ledger.commit(held, survivors=range(10**18, 10**18 + 30_000), transcript="")
+        assert path.read_bytes() == before
+        ledger.commit(held, survivors=range(30_000), transcript="")
+    assert verify(path).rounds == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.ledger.chain import ChainError, decode, encode, entries, torn_counts, torn_text
+from privacy.ledger.chain import ChainError, decode, encode, entries, torn_counts, torn_text, unique_keys
 
 VALUES = {
     "seq": 0,
@@ -56,8 +56,9 @@ def test_entry_survives_its_line():
         ("private", 1),
         ("epsilon", {"pld": 1}),
         ("epsilon", {"rdp": -1}),
-        ("epsilon", {"rdp": 10**400}),
-        ("mu", 10**400),
+        ("v", True),
+        ("seq", 10**20),
+        ("versions", {"pythön": "3"}),
         ("run", "\ud800"),
         ("epsilon", 1),
         ("versions", {"python": 3}),
@@ -67,6 +68,46 @@ def test_values_of_the_wrong_kind_are_refused_by_name(name, value):
     """Each key has one type and range; the error says which key broke it."""
     with pytest.raises(ChainError, match=f"{name} = "):
         decode(json.dumps(json.loads(encode(VALUES)) | {name: value}).encode())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"mu":0.05', b'"mu":0.050'),
+        (b'"mu":0.05', b'"mu":5e-2'),
+        (b'"mu":0.05', b'"mu":-0.0'),
+        (b'"mu":0.05', b'"mu":-0'),
+        (b'"mu":0.05', b'"mu":1.0'),
+        (b'"mu":0.05', b'"mu":1e21'),
+        (b'"mu":0.05', b'"mu":100000000000000000001'),
+        (b'"mu":0.05', b'"mu":1' + b"0" * 400),
+        (b'"mu":0.05', b'"mu":1e400'),
+        (b'"mu":0.05', b'"mu":NaN'),
+        (b'"mu":0.05', b'"mu": 0.05'),
+        (b'"round":3', b'"round":3.0'),
+        (b'"run":"run"', b'"run":"r\\u0075n"'),
+        (b'"mu":0.05,', b""),
+        (b'"v":1', b'"v":1.0'),
+        (b"{", b" {"),
+        (b"{", b"\xef\xbb\xbf{"),
+        (b'{"attempt":1,"data_set":null', b'{"data_set":null,"attempt":1'),
+    ],
+)
+def test_other_bytes_of_the_same_values_are_refused(old, new):
+    """One entry has one line: other spellings of numbers and texts, blanks and other orders are found."""
+    line = encode(VALUES)[:-1]
+    assert old in line
+    with pytest.raises(ChainError):
+        decode(line.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    "value", [1e-7, 1.5e-6, 1e-5, 0.1, 1.0, 1e15, 1 / 3, 2.0**53, 1e17, 1e21, 1.5e300, 5e-324, 0.0]
+)
+def test_every_real_survives_its_line(value):
+    """Numbers that Python and RFC 8785 write differently are read back as what they were."""
+    entry = decode(encode(VALUES | {"mu": value, "epsilon": {"rdp": value}})[:-1])
+    assert (entry.mu, type(entry.mu), entry.epsilon["rdp"]) == (value, float, value)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +136,7 @@ def test_survivor_ids_are_kept_exactly():
     line = encode(commit | {"kind": "commit", "closes": 0, "survivors": (7, (1 << 64) - 1), "transcript": ""})
     assert b'"survivors":["7","18446744073709551615"]' in line
     assert decode(line[:-1]).survivors == (7, (1 << 64) - 1)
-    for bad in (["07"], ["-1"], [7], ["7", "7"]):
+    for bad in (["07"], ["-1"], [7], ["7", "7"], [str(1 << 64)], ["9" * 20]):
         with pytest.raises(ChainError, match="survivors"):
             decode(json.dumps(json.loads(line) | {"survivors": bad}).encode())
 
@@ -108,3 +149,22 @@ def test_first_bytes_tell_what_was_torn():
     assert not torn_counts(b'{"closes":4')
     assert not torn_counts(b'{"body":{')
     assert base64.b64decode(torn_text(b"\x00\xff")) == b"\x00\xff"
+
+
+def test_messages_are_short_and_plain():
+    """However long or odd what was found is, the message that tells of it can be printed on a terminal."""
+    line = json.loads(encode(VALUES))
+    for bad in ({"\ud800\x1b": 1}, {"x" * 10**5: 1}, {"run": [0] * 10**5}, {"mu": "\x1b[2J" * 10**4}):
+        with pytest.raises(ChainError) as caught:
+            decode(json.dumps(line | bad).encode())
+        assert len(str(caught.value)) < 200
+        assert str(caught.value).isascii()
+        assert str(caught.value).isprintable()
+
+
+def test_keys_given_twice_are_found_in_linear_time():
+    """A megabyte of keys whose last is doubled is told at once: the keys are looked at once each."""
+    pairs = [(str(number), 0) for number in range(200_000)] + [("199999", 1)]
+    with pytest.raises(ValueError, match="'199999' is given twice"):
+        unique_keys(pairs)
+    assert unique_keys([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}

@@ -3,17 +3,22 @@ import os
 import pytest
 
 from privacy.errors import LedgerError
-from privacy.ledger.storage import locked, open_locked, read_all, replace_file, write_at
+from privacy.ledger.chain import MAX_LINE, ChainError
+from privacy.ledger.storage import Lines, locked, open_locked, opened, read_small, replace_file, write_at
 
 
-def test_file_is_written_and_read_in_full(tmp_path, monkeypatch):
-    """Writes that the system cuts short are continued."""
+def test_file_is_written_in_full(tmp_path, monkeypatch):
+    """Writes that the system cuts short are continued, in place and in a replacement."""
     descriptor = open_locked(tmp_path / "x")
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:3], offset))
+    pwrite, write = os.pwrite, os.write
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:3], offset))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
     write_at(descriptor, b"0123456789", 0)
     write_at(descriptor, b"abc", 8)
-    assert read_all(descriptor, tmp_path / "x") == b"01234567abc"
+    replace_file(tmp_path / "y", b"0123456789")
+    monkeypatch.undo()
+    assert (tmp_path / "x").read_bytes() == b"01234567abc"
+    assert (tmp_path / "y").read_bytes() == b"0123456789"
     os.close(descriptor)
 
 
@@ -57,3 +62,70 @@ def test_replacement_is_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_links_are_not_written_through(tmp_path):
+    """Neither a ledger nor the file that will replace a head is written through a link that somebody left."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "x").symlink_to(victim)
+    (tmp_path / ".y.partial").symlink_to(victim)
+    with pytest.raises(LedgerError, match="x: cannot be opened: it is a symbolic link"):
+        open_locked(tmp_path / "x")
+    with pytest.raises(OSError, match="symbolic"):
+        replace_file(tmp_path / "y", b"new")
+    assert victim.read_bytes() == b"mine"
+
+
+def test_what_is_no_plain_file_is_refused(tmp_path):
+    """A pipe would wait for ever, a device has no end, a folder no bytes, and no file has a zero byte in its name."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(LedgerError, match=str(path)):
+            open_locked(path)
+    for path in (pipe, tmp_path, tmp_path / "missing", tmp_path / "a\0b"):
+        with pytest.raises(LedgerError, match="cannot be read"), opened(path):
+            pass
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        open_locked(tmp_path / "a\0b")
+
+
+def lines_of(path):
+    """The lines, what is torn, and where the last whole line ends."""
+    with opened(path) as descriptor:
+        lines = Lines(descriptor, path)
+        return list(lines), lines.torn, lines.end
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"a", b"a\nbc\n", b"a\n\nbc", b"x" * 70_000 + b"\n" + b"y" * 70_000])
+def test_lines_are_those_of_the_bytes(tmp_path, monkeypatch, data):
+    """However the reads fall, lines and the bytes after the last newline are what they are."""
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    *whole, torn = data.split(b"\n")
+    for chunk in (1 << 20, 3, 1):
+        if len(data) > 1000 and chunk < 1000:
+            continue
+        real = os.pread
+        monkeypatch.setattr(os, "pread", lambda fd, size, at, real=real, chunk=chunk: real(fd, min(size, chunk), at))
+        assert lines_of(path) == (whole, torn, len(data) - len(torn))
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("start", [b"", b"a\nb\n"])
+def test_endless_line_is_refused_at_once(tmp_path, start):
+    """A terabyte without a newline is refused after two megabytes, with its line."""
+    path = tmp_path / "x"
+    with path.open("wb") as stream:
+        stream.write(start)
+        stream.truncate(1 << 40)
+    with pytest.raises(ChainError, match=rf"x, line {start.count(10) + 1}: more than {MAX_LINE} bytes"):
+        lines_of(path)
+
+
+def test_small_file_or_none(tmp_path):
+    """A small file is read whole; none is None."""
+    assert read_small(tmp_path / "x") is None
+    (tmp_path / "x").write_bytes(b"abc")
+    assert read_small(tmp_path / "x") == b"abc"
