@@ -1,6 +1,7 @@
 """Differential privacy for sums of integers under secure aggregation: plans, noise, accounting, budgets, ledgers."""
 
-from privacy.accounting import EpsilonBound, epsilon, gaussian_epsilon, noise_multiplier
+from privacy.accounting import EpsilonBound, block_epsilon, epsilon, gaussian_epsilon, noise_multiplier
+from privacy.adaptive import AdaptiveClip, AdaptiveCodec
 from privacy.budget import Budget
 from privacy.codec import FixedPoint, GridCodec
 from privacy.errors import (
@@ -19,6 +20,8 @@ from privacy.sampling import DiscreteGaussian
 
 __all__ = [
     "AccountingError",
+    "AdaptiveClip",
+    "AdaptiveCodec",
     "Budget",
     "BudgetExceededError",
     "DiscreteGaussian",
@@ -37,6 +40,7 @@ __all__ = [
     "PrivacyError",
     "Reservation",
     "SamplerError",
+    "block_epsilon",
     "epsilon",
     "gaussian_epsilon",
     "noise_multiplier",

@@ -10,6 +10,7 @@ import click
 
 from privacy.cli.epsilon import epsilon_command, noise_command
 from privacy.cli.ledger import ledger_group
+from privacy.cli.plan import plan_command
 from privacy.errors import PrivacyError
 from privacy.ledger.chain import ChainError
 
@@ -23,6 +24,7 @@ def cli() -> None:
 cli.add_command(epsilon_command)
 cli.add_command(noise_command)
 cli.add_command(ledger_group)
+cli.add_command(plan_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
