@@ -7,6 +7,8 @@ Nothing here may be skipped: a report that says so becomes a failure.
 import numpy as np
 import pytest
 
+from privacy.cli import main as privacy_main
+from privacy.plan import Plan
 from secagg import RoundParams
 
 
@@ -69,3 +71,53 @@ def inputs_of():
 def total():
     """`total(inputs, clients)`: the sums in Python's integers."""
     return added
+
+
+HOSPITALS = {
+    "unit": "record",
+    "relation": "add-remove",
+    "sites": 4,
+    "dropouts": 1,
+    "colluders": 1,
+    "clip": 1.0,
+    "records_per_site": 303,
+    "dimension": 40,
+    "rounds": 40,
+    "delta": 1e-4,
+    "epsilon": 1.0,
+    "divisor": 720.0,
+}
+
+
+@pytest.fixture(scope="session")
+def plan_of():
+    """`plan_of(**fields)`: a privacy plan of four hospitals, solved for what is left out; None takes a field away."""
+
+    def build(**fields):
+        return Plan.solve(**{name: value for name, value in (HOSPITALS | fields).items() if value is not None})
+
+    return build
+
+
+@pytest.fixture
+def typed(capsys):
+    """`typed(words)`: what somebody sees who types `privacy` and these words: exit code, stdout and stderr."""
+
+    def run(words):
+        code = privacy_main(words.split() if isinstance(words, str) else [str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reserve():
+    """`reserve(ledger, number, plan, **fields)`: a round of the one run, reserved as a site or a server does it."""
+
+    def book(ledger, number, plan, **fields):
+        return ledger.reserve(
+            round=number, plan=plan, **({"run": "run", "attempt": 0, "private": True, "data_set": None} | fields)
+        )
+
+    return book
