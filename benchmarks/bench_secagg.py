@@ -1,7 +1,9 @@
 """What does a whole secure-aggregation round cost, phase by phase, beside the bare masking that no protocol of this kind avoids?
 
 Rounds run whole in this process, with the real frames and keys. A client's time is what passes inside its handler, the median over
-the clients of a round; the server's is what passes inside its session. The floor is a loop of our own here over AES-256-CTR
+the clients of a round. The server's is what passes inside its session, twice: "alone", the frames of that round fed once more to a
+session that has its process to itself, as a server has; and "among clients", where hundreds of clients' work in between keeps
+emptying the caches. The floor is a loop of our own here over AES-256-CTR
 keystreams and additions, chunk by chunk into warm buffers, on one core or on all, whichever is faster: as many streams as the
 party must at least add (a client: its neighbours' and its own; the server: one for each survivor, and for each client that fell
 silent one for each of its neighbours that did not). It is measured between the rounds that it is compared with.
@@ -17,7 +19,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,7 +32,11 @@ from secagg import Block, RoundOutcome, RoundParams
 from secagg.crypto import prg
 from secagg.errors import ParameterError
 from secagg.params import PHASES, SlackWarning
-from secagg.testing import simulate_round
+from secagg.session import run_round
+from secagg.spool import MemorySpool
+from secagg.testing import parties, simulate_round
+
+Frames = dict[str, dict[int, bytes]]
 
 CHUNK_BYTES = 256 * 1024
 MOST_FLOOR_STREAMS = 64
@@ -71,16 +77,49 @@ class Case:
         )
 
 
-def run(params: RoundParams, drop: int) -> RoundOutcome:
-    """One round, its sum checked. All clients have the same vector: memory for one of them is enough."""
+class Recorded:
+    """An engine whose clients said everything before: what reaches the server is what reached it in another run of the round."""
+
+    client_seconds: Mapping[str, Mapping[int, float]] = {}
+
+    def __init__(self, cohort: tuple[int, ...], frames: Frames) -> None:
+        self.peers = cohort
+        self._frames = frames
+
+    def exchange(
+        self, phase: str, frames: Mapping[int, bytes], *, deadline_s: float | None
+    ) -> Iterator[tuple[int, bytes]]:
+        """The answers of this phase; the server makes each client's frame for it."""
+        del deadline_s
+        for client in frames:
+            frames[client]
+            if client in self._frames[phase]:
+                yield client, self._frames[phase][client]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def run(params: RoundParams, drop: int) -> tuple[RoundOutcome, RoundOutcome]:
+    """One round among its clients, and the same once more for the server alone, their sums checked.
+
+    All clients have the same vector: memory for one of them is enough.
+    """
     block, n = params.blocks[0], len(params.cohort)
     x = np.random.default_rng(0).integers(-block.bound, block.bound, block.length, endpoint=True)
-    outcome = simulate_round(
-        params, {i: {"update": x} for i in params.cohort}, dict.fromkeys(params.cohort[n - drop :], "mask")
+    frames: Frames = {phase: {} for phase in PHASES}
+    among = simulate_round(
+        params,
+        {i: {"update": x} for i in params.cohort},
+        dict.fromkeys(params.cohort[n - drop :], "mask"),
+        tap=lambda phase, client, frame: frames[phase].__setitem__(client, frame),
     )
-    if not np.array_equal(outcome.sums["update"], len(outcome.survivors) * x):
-        raise RuntimeError("the sum is not the sum of the survivors' vectors")
-    return outcome
+    _, server, roster = parties(params.cohort, params.suite)
+    alone = run_round(Recorded(params.cohort, frames), params, server, roster, spool=MemorySpool())
+    for outcome in (among, alone):
+        if not np.array_equal(outcome.sums["update"], (n - drop) * x):
+            raise RuntimeError("the sum is not the sum of the survivors' vectors")
+    return among, alone
 
 
 # The floor.
@@ -148,22 +187,27 @@ def measure(case: Case, repeat: int) -> dict[str, Any]:
     for count in streams.values():
         best_floor(words, min(count, 2))
     if case.n * case.d <= 10**7:
-        run(params, case.drop)
-    outcomes, floors = [], []
+        run(params, case.drop)  # warm
+    rounds, floors = [], []
     for _ in range(repeat):
-        outcomes.append(run(params, case.drop))
+        rounds.append(run(params, case.drop))
         floors.append({party: best_floor(words, count) for party, count in streams.items()})
     row: dict[str, Any] = dataclasses.asdict(case) | {"degree": k, "threshold": params.threshold, "repeat": repeat}
-    for party, count in streams.items():
-        row[party] = {
+    among, alone = zip(*rounds, strict=True)
+    for name, party, outcomes in (
+        ("client", "client", among),
+        ("server", "server", alone),
+        ("server_among", "server", among),
+    ):
+        row[name] = {
             "phases_s": {p: statistics.median(o.seconds[party][p] for o in outcomes) for p in PHASES},
             "seconds": statistics.median(sum(o.seconds[party].values()) for o in outcomes),
             "floor_s": statistics.median(f[party] for f in floors),
-            "streams": count,
+            "streams": streams[party],
         }
     senders = {p: case.n if p in ("advertise", "share") else alive for p in PHASES}
-    row["upload"] = {p: outcomes[-1].bytes_up[p] / senders[p] for p in PHASES}
-    row["download"] = {p: outcomes[-1].bytes_down[p] / senders[p] for p in PHASES}
+    row["upload"] = {p: among[-1].bytes_up[p] / senders[p] for p in PHASES}
+    row["download"] = {p: among[-1].bytes_down[p] / senders[p] for p in PHASES}
     return row
 
 
@@ -173,19 +217,19 @@ def show(row: dict[str, Any]) -> None:
         f"\nn = {row['n']}, d = {row['d']}, {row['drop']} silent from the upload on, {row['suite']}, {row['bits']}-bit ring,"
         f" k = {row['degree']}, t = {row['threshold']}; median of {row['repeat']}"
     )
-    print(f"{'':<14}" + "".join(f"{phase:>11}" for phase in PHASES) + f"{'all':>11}{'floor':>9}{'ratio':>7}")
-    for party in ("client", "server"):
+    print(f"{'':<20}" + "".join(f"{phase:>11}" for phase in PHASES) + f"{'all':>11}{'floor':>9}{'ratio':>7}")
+    for party, words in (("client", "client"), ("server", "server alone"), ("server_among", "server among them")):
         figures = row[party]
         cells = [*figures["phases_s"].values(), figures["seconds"]]
         ratio = f"{figures['seconds'] / figures['floor_s']:>7.1f}" if figures["floor_s"] else ""
         print(
-            f"{party + ' ms':<14}"
+            f"{words + ' ms':<20}"
             + "".join(f"{1e3 * x:>11.2f}" for x in cells)
             + f"{1e3 * figures['floor_s']:>9.2f}{ratio}"
         )
     for way in ("upload", "download"):
         cells = [*row[way].values(), sum(row[way].values())]
-        print(f"{way + ' kB':<14}" + "".join(f"{x / 1e3:>11.2f}" for x in cells), flush=True)
+        print(f"{way + ' kB':<20}" + "".join(f"{x / 1e3:>11.2f}" for x in cells), flush=True)
 
 
 def skip_reason(case: Case) -> str | None:
@@ -231,7 +275,7 @@ def client_ms(row: dict[str, Any]) -> float:
 
 
 def server_ms(row: dict[str, Any]) -> float:
-    """Milliseconds of the server, all phases."""
+    """Milliseconds of the server alone, all phases."""
     return 1e3 * row["server"]["seconds"]
 
 
