@@ -119,6 +119,7 @@ def run(params: RoundParams, drop: int) -> tuple[RoundOutcome, RoundOutcome]:
     for outcome in (among, alone):
         if not np.array_equal(outcome.sums["update"], (n - drop) * x):
             raise RuntimeError("the sum is not the sum of the survivors' vectors")
+        outcome.sums.clear()  # as a server does before the next round: memory that is kept must be found anew
     return among, alone
 
 
