@@ -12,24 +12,30 @@ R = TypeVar("R")
 CORES = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
-def spread(task: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """The task of every part, in order of the parts: the first in this thread, the others in threads of their own.
+def spread(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """The task of every item, in their order: a stretch of them in this thread, the others in threads of their own.
 
     Args:
         task: What it does has to release the lock to gain anything, as ciphers of many kilobytes, signatures and array arithmetic do.
-        parts: At most `CORES` of them run at once.
+        items: Cut into as many stretches as there are cores.
 
     Raises:
         Exception: What the first task that failed raised; all of them have ended by then.
     """
-    others = [_workers().submit(task, part) for part in parts[1:]]
+    step = -(-len(items) // CORES) or 1
+    parts = [items[start : start + step] for start in range(0, len(items), step)]
+
+    def stretch(part: Sequence[T]) -> list[R]:
+        return [task(item) for item in part]
+
+    others = [_workers().submit(stretch, part) for part in parts[1:]]
     try:
-        first = [task(part) for part in parts[:1]]
+        found = [result for part in parts[:1] for result in stretch(part)]
     finally:
         # Whoever called may use what the tasks work on as soon as this returns or raises.
         for other in others:
             other.exception()
-    return first + [other.result() for other in others]
+    return found + [result for other in others for result in other.result()]
 
 
 @cache

@@ -4,7 +4,7 @@ No mask, share or channel key derives from an identity: whoever steals one later
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn, Protocol, Self, final
@@ -12,7 +12,6 @@ from typing import NamedTuple, NoReturn, Protocol, Self, final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from secagg.cores import CORES, spread
 from secagg.crypto.kdf import Entropy, Label, digest, draw, framed
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES, X25519_LENGTH, SecretKey
 from secagg.errors import DecodeError, ParameterError, SecaggError, ServerFault, SignatureError, SignerError
@@ -255,10 +254,6 @@ class Claim(NamedTuple):
     signature: bytes
 
 
-# Fewer signatures than this are checked before another thread has woken up.
-_WORTH_A_THREAD = 4
-
-
 @dataclass(frozen=True)
 class Roster:
     """The public keys of everybody, handed over out of band and pinned.
@@ -310,27 +305,12 @@ class Roster:
         Guarantees:
             Returns only for the signature of this party over this message under this label.
         """
-        error = self._error(Claim(party_id, label, message, signature))
+        error = self.error(Claim(party_id, label, message, signature))
         if error is not None:
             raise error
 
-    def verify_each(self, claims: Sequence[Claim]) -> list[SecaggError | None]:
-        """What `verify` would raise for each claim, in their order; on both cores where there are enough of them.
-
-        Args:
-            claims: What was received, in any number.
-
-        Guarantees:
-            None stands only where this party signed this message under this label.
-        """
-        count = max(min(CORES, len(claims) // _WORTH_A_THREAD), 1)
-        step = -(-len(claims) // count) or 1
-        parts = [claims[start : start + step] for start in range(0, len(claims), step)]
-        return [
-            error for errors in spread(lambda part: [self._error(claim) for claim in part], parts) for error in errors
-        ]
-
-    def _error(self, claim: Claim) -> SecaggError | None:
+    def error(self, claim: Claim) -> SecaggError | None:
+        """What `verify` would raise for a claim; None where this party signed this message under this label."""
         key = self._keys.get(claim.party_id)
         if key is None:
             return DecodeError(f"party {claim.party_id} is not on the roster")

@@ -13,6 +13,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
 
+from secagg.cores import spread
 from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
 from secagg.crypto.shamir import SHARE_LENGTH
@@ -314,14 +315,32 @@ def unseal(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int, ro
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Unverified(Generic[ContentT]):
-    """What a party is said to have signed; `verify_each` alone gives out what is in it."""
+    """What a party is said to have signed; `verify_each` alone gives out what is in it.
 
-    _content: ContentT
+    Attributes:
+        claim: What says that it is that party's.
+    """
+
+    _content: Callable[[], ContentT]
     claim: Claim
 
-    def beside(self, other: OtherT) -> "Unverified[tuple[ContentT, OtherT]]":
-        """The same with something that its content says whether it is right."""
-        return Unverified((self._content, other), self.claim)
+    def then(self, work: Callable[[ContentT], OtherT]) -> "Unverified[OtherT]":
+        """The same with something made of its content, once the claim is in order: on the core that has verified it.
+
+        Args:
+            work: May raise a `SecaggError`.
+        """
+        content = self._content
+        return Unverified(lambda: work(content()), self.claim)
+
+    def _verified(self, roster: Roster) -> ContentT | SecaggError:
+        error = roster.error(self.claim)
+        if error is not None:
+            return error
+        try:
+            return self._content()
+        except SecaggError as wrong:
+            return wrong
 
 
 def unverified(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int) -> Unverified[MessageT]:
@@ -333,13 +352,16 @@ def unverified(data: bytes, kind: type[MessageT], *, binding: bytes, sender: int
     signed = decode(data, Signed)
     message = decode(signed.payload, kind)
     check_bound(message, binding=binding, sender=sender)
-    return Unverified(message, Claim(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature))
+    return Unverified(lambda: message, Claim(sender, Label.SIGNATURE_FRAME, signed.payload, signed.signature))
 
 
 def verify_each(claimed: Sequence[Unverified[ContentT]], roster: Roster) -> list[ContentT | SecaggError]:
-    """The content of each whose signature verifies, and `Roster.verify`'s error in the place of any other; on both cores."""
-    errors = roster.verify_each([each.claim for each in claimed])
-    return [each._content if error is None else error for each, error in zip(claimed, errors, strict=True)]  # noqa: SLF001 - of this module
+    """The content of each whose signature verifies, and in the place of any other what was wrong; on all cores.
+
+    Guarantees:
+        Nothing of a message is given out whose signature is not that of its party.
+    """
+    return spread(lambda each: each._verified(roster), claimed)  # noqa: SLF001 - of this module
 
 
 def check_bound(message: Message, *, binding: bytes, sender: int) -> None:

@@ -171,9 +171,9 @@ def run_round(
     )
 
 
-# So many small frames are taken at once that their signatures are worth two cores; a vector is taken as soon as it is there, so
-# that memory does not grow.
-_BATCH_FRAMES, _BATCH_BYTES = 32, 2**20
+# So many small frames are taken at once, or two vectors, that their signatures and tags are worth two cores; no more, so that
+# memory does not grow with the cohort.
+_BATCH_FRAMES, _BATCH_BYTES, _BATCH_VECTORS = 32, 2**20, 2
 
 
 def _batches(replies: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
@@ -183,7 +183,7 @@ def _batches(replies: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, b
     for reply in replies:
         batch.append(reply)
         size += _size(reply[1])
-        if len(batch) == _BATCH_FRAMES or size >= _BATCH_BYTES:
+        if len(batch) >= (_BATCH_FRAMES if size < _BATCH_BYTES else _BATCH_VECTORS):
             yield batch
             batch, size = [], 0
     if batch:

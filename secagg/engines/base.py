@@ -32,7 +32,7 @@ class Engine(Protocol):
             deadline_s: Seconds to wait for answers. None: until each peer has answered or failed.
 
         Returns:
-            (client id, answer) of whoever answered in time. The server takes small ones some at a time, a vector as soon as it is there.
+            (client id, answer) of whoever answered in time. The server takes small ones some at a time, vectors by two.
         """
         ...
 

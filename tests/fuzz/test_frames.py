@@ -106,7 +106,7 @@ def test_the_program_prints_what_became_of_each_mutant():
 
 def no_signatures(patch):
     """No signature is checked."""
-    patch.setattr(Roster, "_error", lambda *_: None)
+    patch.setattr(Roster, "error", lambda *_: None)
 
 
 def no_commitments(patch):

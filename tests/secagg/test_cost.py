@@ -54,7 +54,7 @@ def counted(monkeypatch):
             (Suite, "check_public_key", "key_checks"),
             (Identity, "sign", "signatures"),
             (ServerIdentity, "sign", "signatures"),
-            (Roster, "_error", "verifications"),
+            (Roster, "error", "verifications"),
             (mask, "derive", "stream derivations"),
             (parties, "derive", "other derivations"),
         ):

@@ -19,8 +19,7 @@ from secagg.errors import (
     SignatureError,
     SignerError,
 )
-from secagg.identity import CheckedSigner, Claim, Identity, Roster, ServerIdentity, SigningKey, checked
-from secagg.testing import parties
+from secagg.identity import CheckedSigner, Identity, Roster, ServerIdentity, SigningKey, checked
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "crypto.json").read_text("utf-8"))
 MESSAGE = b"what is signed"
@@ -321,23 +320,3 @@ def test_identities_never_print_or_copy(make):
         with pytest.raises(TypeError, match="never pickled"):
             take(party)
     assert not hasattr(party, "__dict__")
-
-
-def test_many_signatures_are_checked_as_each_would_be(monkeypatch):
-    """In their order, on one core or more: rubbish, another's, another label's, a stranger's and the server's own."""
-    identities, server, roster = parties((0, 1, 2, 3, 4, 5), "classical")
-    label = Label.SIGNATURE_FRAME
-    claims = [Claim(i, label, b"m%d" % i, identities[i].sign(label, b"m%d" % i)) for i in range(6)]
-    claims[1] = claims[1]._replace(signature=bytes(64))
-    claims[2] = claims[2]._replace(party_id=3)
-    claims[3] = claims[3]._replace(label=Label.SIGNATURE_STATEMENT)
-    claims += [Claim(9, label, b"m", bytes(64)), Claim(SERVER_ID, label, b"m", bytes(64))]
-    claims += [Claim(SERVER_ID, label, b"m", server.sign(label, b"m"))]
-    kinds = [None, SignatureError, SignatureError, SignatureError, None, None, DecodeError, ServerFault, None]
-    for cores in (1, 2, 8):
-        monkeypatch.setattr("secagg.identity.CORES", cores)
-        monkeypatch.setattr("secagg.identity._WORTH_A_THREAD", 1)
-        for count in range(len(claims) + 1):
-            errors = roster.verify_each(claims[:count])
-            assert [error and type(error) for error in errors] == kinds[:count]
-    assert str(errors[2]) == "client 3: wrong signature (SIGNATURE_FRAME)"

@@ -9,6 +9,7 @@ from secagg import messages
 from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
 from secagg.errors import DecodeError, SecaggError, ServerFault, SignatureError
+from secagg.identity import Claim
 from secagg.testing import parties
 
 B32, B36, B64, B16 = b"\x20" * 32, b"\x24" * 36, b"\x40" * 64, b"\x10" * 16
@@ -345,3 +346,47 @@ def test_a_part_has_one_layout(overhead, pair):
             messages.Part.decode(other, overhead, pair=pair)
     with pytest.raises(DecodeError):
         messages.Part.decode(leaf, overhead, pair=not pair)
+
+
+def test_many_signatures_are_checked_as_each_would_be(monkeypatch):
+    """In their order, on one core or more: rubbish, another's, another label's, a stranger's and the server's own."""
+    identities, server, roster = parties((0, 1, 2, 3, 4, 5), "classical")
+    label = Label.SIGNATURE_FRAME
+    claims = [Claim(i, label, b"m%d" % i, identities[i].sign(label, b"m%d" % i)) for i in range(6)]
+    claims[1] = claims[1]._replace(signature=bytes(64))
+    claims[2] = claims[2]._replace(party_id=3)
+    claims[3] = claims[3]._replace(label=Label.SIGNATURE_STATEMENT)
+    claims += [Claim(9, label, b"m", bytes(64)), Claim(SERVER_ID, label, b"m", bytes(64))]
+    claims += [Claim(SERVER_ID, label, b"m", server.sign(label, b"m"))]
+    kinds = [None, SignatureError, SignatureError, SignatureError, None, None, DecodeError, ServerFault, None]
+    claimed = [messages.Unverified(lambda: None, claim) for claim in claims]
+    for cores in (1, 2, 8):
+        monkeypatch.setattr("secagg.cores.CORES", cores)
+        for count in range(len(claims) + 1):
+            errors = messages.verify_each(claimed[:count], roster)
+            assert [error and type(error) for error in errors] == kinds[:count]
+    assert str(errors[2]) == "client 3: wrong signature (SIGNATURE_FRAME)"
+
+
+def test_nothing_is_made_of_what_is_not_verified():
+    """What comes `then` runs only behind a right signature; what it raises stands in its place, and what is no error of ours is raised."""
+    identities, _, roster = parties((0, 1, 2), "classical")
+    label = Label.SIGNATURE_FRAME
+    signed = [Claim(i, label, b"m", identities[i].sign(label, b"m")) for i in range(3)]
+    seen = []
+
+    def work(content):
+        seen.append(content)
+        if content == 1:
+            raise DecodeError("wrong inside")
+        return -content
+
+    claims = [signed[0], signed[1], signed[2]._replace(signature=bytes(64))]
+    claimed = [messages.Unverified(lambda i=i: i, claim).then(work) for i, claim in enumerate(claims)]
+    first, second, third = messages.verify_each(claimed, roster)
+    assert first == 0
+    assert str(second) == "wrong inside"
+    assert isinstance(third, SignatureError)
+    assert sorted(seen) == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        messages.verify_each([messages.Unverified(lambda: 1 // 0, signed[0])], roster)

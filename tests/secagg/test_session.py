@@ -461,13 +461,14 @@ def test_the_servers_time_is_that_of_taking_closing_and_answering(start, monkeyp
     ("sizes", "batches"),
     [
         ([10] * 70, [32, 32, 6]),
-        ([2**20] * 3, [1, 1, 1]),
+        ([2**20] * 5, [2, 2, 1]),
         ([2**19, 2**19 - 1, 1, 5], [3, 1]),
+        ([2**20, 1, 1], [2, 1]),
         ([], []),
     ],
 )
-def test_small_frames_are_taken_together_and_vectors_one_by_one(sizes, batches):
-    """At most 32 frames, and no more than the one that makes it a mebibyte: what waits does not grow with the cohort."""
+def test_small_frames_are_taken_together_and_vectors_by_two(sizes, batches):
+    """At most 32 frames, and two where they come to a mebibyte: what waits does not grow with the cohort."""
     assert [len(batch) for batch in session._batches((0, bytes(size)) for size in sizes)] == batches
     assert [frame for batch in session._batches(enumerate(map(bytes, sizes))) for frame in batch] == list(
         enumerate(map(bytes, sizes))

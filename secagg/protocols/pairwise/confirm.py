@@ -8,7 +8,7 @@ import dataclasses
 from secagg import messages
 from secagg.crypto.kdf import Label
 from secagg.crypto.sealing import SERVER_ID
-from secagg.errors import BelowThresholdError, ServerFault
+from secagg.errors import BelowThresholdError, SecaggError, ServerFault
 from secagg.identity import Claim
 from secagg.protocols.pairwise.mask import AgreedSurvivors, MaskedSum
 from secagg.protocols.pairwise.parties import Answers, Redacted, Rejected
@@ -45,10 +45,12 @@ def accept(state: AwaitingQuorum, frame: bytes) -> AgreedSurvivors:
     if len(signers) < needed:
         raise ServerFault(f"the quorum has {len(signers)} signatures, {needed} are needed")
     claims = [
-        Claim(signer, Label.SIGNATURE_STATEMENT, agreed.statement, signature) for signer, signature in answer.signatures
+        messages.Unverified(bytes, Claim(signer, Label.SIGNATURE_STATEMENT, agreed.statement, signature))
+        for signer, signature in answer.signatures
     ]
-    for signer, error in zip(signers, me.roster.verify_each(claims), strict=True):
-        if error is not None:
+    found = messages.verify_each(claims, me.roster)
+    for signer, error in zip(signers, found, strict=True):
+        if isinstance(error, SecaggError):
             raise ServerFault(f"client {signer} did not sign the statement that client {me.id} signed")
     return agreed
 
@@ -82,7 +84,7 @@ class CollectingSignatures(Redacted):
         confirm = messages.decode(frame, messages.Confirm)
         messages.check_bound(confirm, binding=self._masked.view.transcript, sender=client)
         claim = Claim(client, Label.SIGNATURE_STATEMENT, self._statement, confirm.signature)
-        return messages.Unverified(confirm.signature, claim)
+        return messages.Unverified(lambda: confirm.signature, claim)
 
     def take(self, client: int, _frame: bytes, signature: bytes) -> None:
         """Keeps it."""

@@ -236,8 +236,8 @@ class MaskedSum(Redacted):
         return statement(self.view.transcript, self.sharers.members, self.survivors)
 
 
-MaskedVector = tuple[messages.MaskHeader, tuple[bytes, memoryview]]
-"""The header that a client signed, its frame as it was received, and the body, whose tag is in the header."""
+MaskedVector = tuple[messages.MaskHeader, bytes, memoryview]
+"""The header that a client signed, its frame as it was received, and the body that it authenticates."""
 
 
 class CollectingVectors(Redacted):
@@ -251,30 +251,31 @@ class CollectingVectors(Redacted):
         self._sums: list[Words] = [ring.room_to_decode(block.length, block.bits) for block in state.host.params.blocks]
 
     def read(self, client: int, frame: bytes) -> messages.Unverified[MaskedVector]:
-        """A masked vector.
+        """A masked vector, whose tag is checked along with the signature over it.
 
         Raises:
             DecodeError: It is not that client's for this round.
         """
         header_frame, body = _split(frame, client, self._state.host.params)
-        header = messages.unverified(
-            header_frame, messages.MaskHeader, binding=self._state.view.transcript, sender=client
-        )
-        return header.beside((header_frame, body))
+        key = self._state.before.mac_keys[client]
+
+        def authentic(header: messages.MaskHeader) -> MaskedVector:
+            if header.body_length != len(body) or not hmac.compare_digest(header.tag, prg.gmac(key, body)):
+                raise DecodeError(f"the body of client {client} is not the one that its header authenticates")
+            return header, header_frame, body
+
+        binding = self._state.view.transcript
+        return messages.unverified(header_frame, messages.MaskHeader, binding=binding, sender=client).then(authentic)
 
     def take(self, client: int, _frame: bytes, vector: MaskedVector) -> None:
         """Adds a masked vector to the running sum.
 
         Raises:
-            DecodeError: It is not the body that the client signed for.
-            PeerFault: It is, and its refusals or its padding are wrong. The sum is as it was.
+            PeerFault: Its refusals or its padding are wrong. The sum is as it was.
             LocalError: The spool could not keep it.
         """
         params, view = self._state.host.params, self._state.view
-        header, (header_frame, body) = vector
-        tag = prg.gmac(self._state.before.mac_keys[client], body)
-        if header.body_length != len(body) or not hmac.compare_digest(header.tag, tag):
-            raise DecodeError(f"the body of client {client} is not the one that its header authenticates")
+        header, header_frame, body = vector
         evidence = {"mask header": header_frame, "digests": view.digests}
         if list(header.refused) != sorted(set(header.refused)) or not set(header.refused) <= set(
             view.graph.within(client, self._state.deals)

@@ -278,7 +278,7 @@ class CollectingShares(Redacted):
         header = messages.unverified(
             shares.header, messages.ShareHeader, binding=self._state.view.transcript, sender=client
         )
-        return header.beside(shares)
+        return header.then(lambda signed: (signed, shares))
 
     def take(self, client: int, frame: bytes, dealing: Dealing) -> None:
         """Keeps a dealer's parts if they have the right form under its signed root.
