@@ -89,14 +89,16 @@ class Secure:
     def __call__(self, announcement: Announcement) -> Aggregate:
         """Run the five exchanges."""
         session = self.session(announcement.round, announcement.attempt)
-        params = self.agreement.round_params(announcement.round, announcement.model_hash, session)
+        params = self.agreement.round_params(
+            announcement.round, announcement.model_hash, session, clip=announcement.clip
+        )
         engine = self.connect(announcement)
         try:
             outcome = run_round(engine, params, self.identity, self.roster)
         finally:
             engine.close()
         return Aggregate(
-            mean=self.algorithm.decode(outcome.sums),
+            mean=self.algorithm.decode(outcome.sums, announcement.clip),
             survivors=outcome.survivors,
             dropped=outcome.dropped,
             sums=outcome.sums,
@@ -125,7 +127,7 @@ class Ideal:
 
     def __call__(self, announcement: Announcement) -> Aggregate:
         """Sum the contributions of the survivors, with the protocol's thresholds and the sites' own checks."""
-        params = self.agreement.round_params(announcement.round, announcement.model_hash)
+        params = self.agreement.round_params(announcement.round, announcement.model_hash, clip=announcement.clip)
         silences = dict(self.silences(announcement))
         cohort = self.participants(announcement)
         values: dict[int, Mapping[str, Int64]] = {}
@@ -157,7 +159,9 @@ class Ideal:
         sums = {
             block.name: np.sum([values[client][block.name] for client in survivors], axis=0) for block in params.blocks
         }
-        return Aggregate(self.algorithm.decode(sums), survivors, dict(sorted(silences.items())), sums)
+        return Aggregate(
+            self.algorithm.decode(sums, announcement.clip), survivors, dict(sorted(silences.items())), sums
+        )
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Checkpoints:
             iterate_sum=np.asarray(tree["iterate_sum"], np.float64),
             iterates=int(tree["iterates"]),
             round=int(tree["round"]),
+            clip=_clip(newest, like.clip, tree.get("clip")),
         )
 
     def close(self) -> None:
@@ -96,9 +97,17 @@ def _tree(adapter: Adapter, state: ServerState) -> dict[str, Any]:
         "iterates": np.asarray(state.iterates),
         "round": np.asarray(state.round),
     }
+    if state.clip is not None:
+        tree["clip"] = np.asarray(state.clip, np.float64)
     if leaves:  # plain SGD has none, and an empty dict would not come back
         tree["opt_state"] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     return tree
+
+
+def _clip(path: Path, like: float | None, found: Any) -> float | None:  # noqa: ANN401 - whatever Orbax gives
+    if (like is None) != (found is None):
+        raise RunError(f"{path}: {'has no clip norm' if found is None else 'has a clip norm'}, unlike this algorithm")
+    return None if found is None else float(found)
 
 
 def _like(path: Path, template: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fl.errors import FlError
+from privacy.accounting.gaussian import as_text
 from privacy.errors import PrivacyError
 from secagg.errors import SecaggError
 
@@ -154,10 +155,10 @@ def _print_summary(summary: Mapping[str, Any], epsilon: Mapping[str, float | Non
     if epsilon is not None:
         console.print(
             f"ε ≤ {_bound(summary['epsilon'])} at δ = {summary['delta']:g} for this run "
-            f"(closed form {_bound(epsilon['closed_form'])}, Rényi {_bound(epsilon['rdp'])}; planned {summary['epsilon_planned']:.4f})"
+            f"(closed form {_bound(epsilon['closed_form'])}, Rényi {_bound(epsilon['rdp'])}; planned {_bound(summary['epsilon_planned'])})"
         )
         for name, total in summary["epsilon_lifetime"].items():
-            console.print(f"  {name}: ε ≤ {total:.4f} over all runs in its ledger")
+            console.print(f"  {name}: ε ≤ {_bound(total)} over all runs in its ledger")
     silent = Table("round", "silent", "from phase", box=None)
     for drop in summary["dropouts"]:
         silent.add_row(str(drop["round"]), drop["site"], drop["phase"])
@@ -170,7 +171,7 @@ def _print_summary(summary: Mapping[str, Any], epsilon: Mapping[str, float | Non
 
 
 def _bound(epsilon: float | None) -> str:
-    return "∞" if epsilon is None else f"{epsilon:.4f}"
+    return "∞" if epsilon is None else as_text(epsilon, 5)  # never less than what was proved
 
 
 def _figures(metrics: Mapping[str, float | None], *keys: str) -> list[str]:

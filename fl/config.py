@@ -101,6 +101,26 @@ class Server(_Section, frozen=True, kw_only=True):
     average: Literal["last", "last_half"] = "last"
 
 
+class Adaptive(_Section, frozen=True, kw_only=True):
+    """A clip norm that follows a quantile of the norms; `privacy.AdaptiveClip` says what each key means.
+
+    Attributes:
+        quantile: The part of contributions whose norm shall be within the clip norm.
+        learning_rate: How fast it moves.
+        bit_noise: Noise in the count of those within it, in contributions.
+        expected: Public number of contributions in a sum.
+        min_clip: Least clip norm.
+        max_clip: Largest clip norm.
+    """
+
+    quantile: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.2
+    bit_noise: Positive
+    expected: Positive
+    min_clip: Positive
+    max_clip: Positive
+
+
 class Privacy(_Section, frozen=True, kw_only=True):
     """The budget of one run; the noise follows from it.
 
@@ -109,7 +129,11 @@ class Privacy(_Section, frozen=True, kw_only=True):
         delta: The probability that the bound does not cover.
         unit: Who is protected: one record, or one site (client).
         relation: Neighbouring data sets; None: add-remove for records, zero-out for clients.
-        clip: The largest norm of one unit's contribution.
+        clip: The largest norm of one unit's contribution, at one site; where it adapts, in the first round. 1 where neither
+            it nor `total_clip` is given.
+        total_clip: In its place: the largest norm of everything of one person, over all `silos`.
+        silos: Sites that may hold a record of the same person, one at each.
+        adaptive: How the clip norm moves; None: it does not.
         records_per_site: The public cap on records per site; for the record unit only.
         divisor: The public constant that the sum is divided by.
         colluders: Sites that may collude with the server.
@@ -121,7 +145,10 @@ class Privacy(_Section, frozen=True, kw_only=True):
     delta: Annotated[float, msgspec.Meta(gt=0, lt=1)]
     unit: Literal["record", "client"] = "record"
     relation: Literal["add-remove", "replace-one", "zero-out"] | None = None
-    clip: Positive = 1.0
+    clip: Positive | None = None
+    total_clip: Positive | None = None
+    silos: Count = 1
+    adaptive: Adaptive | None = None
     records_per_site: Annotated[int, msgspec.Meta(ge=1, le=2**22)] | None = None
     divisor: Positive
     colluders: Natural = 0
@@ -239,7 +266,7 @@ def dump_config(config: Config) -> str:
 
 
 def _check(config: Config) -> None:
-    data, privacy, algorithm, mode = config.data, config.privacy, config.algorithm, config.secagg.mode
+    data, privacy, algorithm = config.data, config.privacy, config.algorithm
     if (data.bundled is None) == (data.path is None):
         raise ConfigError("data: needs exactly one of data.bundled and data.path")
     if config.model.hidden and config.model.kind != "mlp":
@@ -250,13 +277,21 @@ def _check(config: Config) -> None:
         if isinstance(algorithm, DpFedSgd):
             raise ConfigError('algorithm.name: "dp_fedsgd" needs a [privacy] section')
         return
+    _check_privacy(config, privacy)
+
+
+def _check_privacy(config: Config, privacy: Privacy) -> None:
     if config.simulation.drop_rate > 0 and privacy.dropouts == 0:
         raise ConfigError(
             "simulation.drop_rate: sites go silent, and privacy.dropouts = 0 has no noise to spare for it"
         )
-    if mode == "plain":
+    if config.secagg.mode == "plain":
         raise ConfigError('secagg.mode: "plain" is a float mean, and privacy is proved for integer sums only')
-    unit = "record" if isinstance(algorithm, DpFedSgd) else "client"
+    if privacy.clip is not None and privacy.total_clip is not None:
+        raise ConfigError(
+            "privacy.total_clip: stands in place of privacy.clip, the norm at one site; give one of the two"
+        )
+    unit = "record" if isinstance(config.algorithm, DpFedSgd) else "client"
     if privacy.unit != unit:
         name = "dp_fedsgd" if unit == "record" else "fedavg"
         raise ConfigError(f'privacy.unit: "{name}" protects a {unit}, not a {privacy.unit}')

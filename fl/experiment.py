@@ -21,7 +21,8 @@ from fl.data.heart import HEART_FOLDER
 from fl.errors import ConfigError, DataError
 from fl.model import Adapter
 from fl.site import Agreement, require_capacity, require_secure
-from privacy.codec import FixedPoint, GridCodec
+from privacy.adaptive import AdaptiveClip
+from privacy.codec import FixedPoint
 from privacy.plan import Plan, PlanWarning
 from secagg.params import PHASES, RoundParams, SlackWarning
 
@@ -81,8 +82,8 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
         optimizer = algorithms.optimizer(
             "server", config.server.optimizer, config.server.learning_rate, config.server.options
         )
-        server = Server(adapter, optimizer, config.server.average, config.rounds)
         plan = _plan(config, len(train), adapter.schema.dimension)
+        server = Server(adapter, optimizer, config.server.average, config.rounds, plan)
         algorithm = _algorithm(config, server, plan, len(train), features)
         agreement = Agreement(
             run=run,
@@ -100,7 +101,7 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
             require_capacity(site, algorithm)
         for name in config.simulation.secure_only:
             require_secure(_known("simulation.secure_only", name, train), agreement)
-        _require_distinct(train)
+        _require_distinct(train, plan.silos if plan is not None else 1)
         if config.secagg.mode != "plain":
             _warn_of_differences(
                 agreement.round_params(0, adapter.hash(adapter.params), quiet=False), plan, config.rounds
@@ -138,13 +139,15 @@ def _build(config: Config, features: int) -> nnx.Module:
     return built
 
 
-def _require_distinct(train: Mapping[str, SiteData]) -> None:
-    """A record that is at two sites counts twice, and no plan here allows for it."""
-    owners: dict[str, str] = {}
+def _require_distinct(train: Mapping[str, SiteData], silos: int) -> None:
+    """A table that more sites hold than a plan says may hold a person's records counts more often than it allows for."""
+    owners: dict[str, list[str]] = {}
     for name, site in train.items():
-        other = owners.setdefault(site.fingerprint, name)
-        if other != name and len(site.y):
-            raise DataError(f"sites {other} and {name} hold the same table")
+        same = owners.setdefault(site.fingerprint, [])
+        same.append(name)
+        if len(same) > silos and len(site.y):
+            allowed = "" if silos == 1 else f"; privacy.silos = {silos} allows for that many"
+            raise DataError(f"sites {' and '.join(same)} hold the same table{allowed}")
 
 
 def _warn_of_differences(params: RoundParams, plan: Plan | None, rounds: int) -> None:
@@ -174,7 +177,10 @@ def _plan(config: Config, sites: int, dimension: int) -> Plan | None:
         sites=sites,
         dropouts=privacy.dropouts,
         colluders=privacy.colluders,
-        clip=privacy.clip,
+        clip=1.0 if privacy.clip is None and privacy.total_clip is None else privacy.clip,
+        total_clip=privacy.total_clip,
+        silos=privacy.silos,
+        adaptive=AdaptiveClip(**msgspec.structs.asdict(privacy.adaptive)) if privacy.adaptive is not None else None,
         records_per_site=privacy.records_per_site or 1,
         dimension=dimension,
         bits=privacy.bits,
@@ -191,7 +197,7 @@ def _algorithm(config: Config, server: Server, plan: Plan | None, sites: int, fe
         training = LocalTraining(local, chosen.batch_size, chosen.local_epochs, chosen.local_steps)
         encoding: ClippedEncoding | WeightedEncoding
         if plan is not None:
-            encoding = ClippedEncoding(layout, GridCodec(plan.clip, plan.grid, plan.dimension), plan)
+            encoding = ClippedEncoding(layout, plan)
         else:
             values = FixedPoint(chosen.limit, chosen.fraction_bits, server.adapter.schema.dimension)
             encoding = WeightedEncoding(layout, values, chosen.max_weight)

@@ -7,6 +7,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ from markupsafe import Markup
 from fl.errors import RunError
 from fl.files import write_file
 from privacy.accounting import gaussian_epsilon
-from privacy.accounting.gaussian import SAMPLER_DISTANCE
+from privacy.accounting.gaussian import SAMPLER_DISTANCE, as_text
 from privacy.errors import PlanError
 from privacy.plan import Plan, PlanWarning
 
@@ -110,6 +111,8 @@ class RoundLine(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Traffic
     sigma_eff: float | None
     epsilon: Spent | None
+    clip: float | None = None
+    within: float | None = None
 
 
 class EvaluationLine(msgspec.Struct, frozen=True):
@@ -206,7 +209,13 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "size": _size, "signed": _signed}
+    environment.filters |= {
+        "number": _number,
+        "bound": _bound,
+        "at_most": partial(as_text, digits=3),
+        "size": _size,
+        "signed": _signed,
+    }
     result, plan = record.result, record.plan
     timeline, phases = _timeline(record), _phases(record)
     return environment.get_template("report.html.j2").render(
@@ -219,7 +228,7 @@ def render(record: RunRecord) -> str:
         timeline=timeline,
         present={name: sum(summed for _, summed, _ in cells) for name, cells in timeline},
         silences=sum(len(line.dropped) for line in record.rounds),
-        plan_rows=[] if plan is None else [("hash", plan.hash), *_flatten(dataclasses.asdict(plan))],
+        plan_rows=[] if plan is None else [("hash", plan.hash), *_flatten(_chosen(plan))],
         phases=phases,
         elsewhere=[
             (name, value) for name, value in result.seconds.items() if name not in {row["name"] for row in phases}
@@ -308,6 +317,11 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     return flat
 
 
+def _chosen(plan: Plan) -> dict[str, Any]:
+    """What the plan says and what follows from it, without the parts that it does not have."""
+    return {name: value for name, value in dataclasses.asdict(plan).items() if value is not None}
+
+
 def _charts(record: RunRecord) -> dict[str, Markup]:
     """Inline SVG by name; a chart whose data the run does not have is left out."""
     result, plan = record.result, record.plan
@@ -351,9 +365,21 @@ def _charts(record: RunRecord) -> dict[str, Markup]:
             axes.step(steps, realised, where="mid", color=_BLUE, label="realised")
             axes.set_ylim(0, 1.15 * max(realised))
 
+        if plan.adaptive is not None:
+            charts["clip"] = _svg("clip", partial(_draw_clip, record.rounds, plan.adaptive.quantile), "clip norm")
         charts["epsilon"] = _svg("epsilon", epsilon, f"ε at δ = {plan.delta:g}")
         charts["noise"] = _svg("noise", sigma, "\N{GREEK SMALL LETTER SIGMA}_eff / sensitivity")
     return charts
+
+
+def _draw_clip(rounds: list[RoundLine], quantile: float, axes: "Axes") -> None:
+    steps = [line.round for line in rounds]
+    axes.step(steps, [_level(line.clip) for line in rounds], where="mid", color=_BLUE, label="clip norm C")
+    axes.set_ylim(bottom=0)
+    share = axes.twinx()
+    share.plot(steps, [_level(line.within) for line in rounds], color=_ORANGE, label="part within C, with its noise")
+    share.axhline(quantile, color=_GREY, linestyle=":", label="quantile asked for")
+    share.set_ylim(0, 1)
 
 
 def _level(value: float | None) -> float:
@@ -402,6 +428,11 @@ def _svg(name: str, draw: Callable[["Axes"], None], ylabel: str) -> Markup:
     # Several charts share the page; without a prefix their ids would collide.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
     return Markup(svg)  # noqa: S704 - matplotlib's own output, its texts are escaped by it
+
+
+def _bound(value: float | None) -> str:
+    """An ε, rounded up: what is printed is never less than what was proved."""
+    return "\N{EN DASH}" if value is None else as_text(value, 4)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -42,6 +42,8 @@ class RoundRecord:
         update_norm: L2 norm of the mean update; 0 when the round had no data.
         loss: Mean training loss, or None where it is private or there was no data.
         weight: Total number of records, or None where it is private.
+        clip: The round's clip norm, where it adapts; else None.
+        within: The noisy part of the contributions whose norm was within it; else None.
     """
 
     round: int
@@ -56,6 +58,8 @@ class RoundRecord:
     update_norm: float
     loss: float | None
     weight: int | None
+    clip: float | None = None
+    within: float | None = None
 
 
 OnRound = Callable[[RoundRecord, ServerState], None]
@@ -109,7 +113,7 @@ class Coordinator:
         failure = ""
         for attempt in range(self.attempts):
             announcement = Announcement(
-                number, attempt, self.adapter.ravel(state.params), self.adapter.hash(state.params)
+                number, attempt, self.adapter.ravel(state.params), self.adapter.hash(state.params), state.clip
             )
             reservation = self._reserve(announcement)
             try:
@@ -175,4 +179,8 @@ class Coordinator:
             update_norm=float(np.linalg.norm(mean.gradient)) if mean.gradient is not None else 0.0,
             loss=mean.loss,
             weight=mean.weight,
+            clip=announcement.clip,
+            within=plan.adaptive.fraction(mean.bits)
+            if plan is not None and plan.adaptive is not None and mean.bits is not None
+            else None,
         )

@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -376,10 +377,10 @@ def ledger_folder() -> Path:
 
 
 def open_ledgers(experiment: Experiment, folder: Path, stack: ExitStack) -> dict[str, Ledger]:
-    """Open each data set's ledger by the sites' names, for as long as the stack stands; none without privacy.
+    """Open each site's ledger of its data set, by site name, for as long as the stack stands; none without privacy.
 
     A ledger has one writer. A run on the same data waits for its turn, in one order for all, so that nobody waits for
-    each other.
+    each other. Sites that hold the same table have a ledger each, as they would in their own houses.
 
     Raises:
         LedgerError: a ledger cannot be trusted or opened.
@@ -391,11 +392,16 @@ def open_ledgers(experiment: Experiment, folder: Path, stack: ExitStack) -> dict
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be created: {error.strerror}") from error
+    stems: dict[str, str] = {}
+    holders: Counter[str] = Counter()
+    for name, site in experiment.train.items():
+        holders[site.fingerprint] += 1
+        stems[name] = site.fingerprint + (f"-{holders[site.fingerprint]}" if holders[site.fingerprint] > 1 else "")
     opened: dict[str, Ledger] = {}
-    for fingerprint in sorted({site.fingerprint for site in experiment.train.values()}):
-        stack.enter_context(_turn(folder / f"{fingerprint}.lock"))
-        opened[fingerprint] = stack.enter_context(Ledger(folder / f"{fingerprint}.jsonl"))
-    return {name: opened[site.fingerprint] for name, site in experiment.train.items()}
+    for name in sorted(stems, key=stems.__getitem__):
+        stack.enter_context(_turn(folder / f"{stems[name]}.lock"))
+        opened[name] = stack.enter_context(Ledger(folder / f"{stems[name]}.jsonl"))
+    return opened
 
 
 @contextmanager

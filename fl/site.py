@@ -64,7 +64,7 @@ class Agreement:
         """Whether the plan's promise holds: there is one, only sums leave, and noise and secrets are real."""
         return self.plan is not None and self.secure and self.test_seed is None
 
-    def app_context(self, round: int, model_hash: str) -> bytes:  # noqa: A002 - the name of the thing everywhere else
+    def app_context(self, round: int, model_hash: str, clip: float | None = None) -> bytes:  # noqa: A002 - the name of the thing everywhere else
         """32 bytes that bind everything that determines what a site sends in a round.
 
         The attempt is left out: it is the server's to choose, and a new one must not make a second release look like a
@@ -79,6 +79,8 @@ class Agreement:
             "experiment": self.experiment,
             "plan": self.plan.hash if self.plan is not None else "none",
         }
+        if clip is not None:
+            bound["clip"] = clip.hex()
         return hashlib.sha256(rfc8785.dumps(bound)).digest()  # type: ignore[arg-type]  # str and int are JSON
 
     def round_params(
@@ -87,6 +89,7 @@ class Agreement:
         model_hash: str,
         session: bytes | None = None,
         *,
+        clip: float | None = None,
         quiet: bool = True,
     ) -> RoundParams:
         """The only parameters that a round may have; the session id apart, nothing in them is free.
@@ -95,6 +98,7 @@ class Agreement:
             round: Round number.
             model_hash: Of the model that the round starts from.
             session: 16 bytes, or None for fresh ones.
+            clip: The clip norm that the round was announced with, where it adapts.
             quiet: Leave out the warnings, which are for the set-up and not for every round.
 
         Raises:
@@ -111,7 +115,7 @@ class Agreement:
                 suite=self.suite,
                 session=session,  # type: ignore[arg-type]  # likewise
                 round=round,
-                app_context=self.app_context(round, model_hash),
+                app_context=self.app_context(round, model_hash, clip),
             )
 
 
@@ -124,12 +128,14 @@ class Announcement:
         attempt: From 0; each is a release of its own.
         model: (d,) the global model's shared parameters.
         model_hash: Their hash, as `Adapter.hash` computes it.
+        clip: The round's clip norm, where the plan's adapts; else None.
     """
 
     round: int
     attempt: int
     model: Vector
     model_hash: str
+    clip: float | None = None
 
 
 def require_capacity(rows: SiteData, algorithm: Algorithm) -> None:
@@ -221,15 +227,38 @@ class Site:
         if self.adapter.schema.hash != self.agreement.schema or self.adapter.hash(model) != announcement.model_hash:
             raise ModelError(f"round {announcement.round}: the model is not the one that was announced")
 
+    def check_clip(self, announcement: Announcement) -> None:
+        """Hold the announced clip norm against the plan.
+
+        Raises:
+            RoundFailedError: there is one and the plan's does not adapt, there is none and it does, or the plan does not
+                allow it.
+        """
+        plan, clip = self.agreement.plan, announcement.clip
+        adapts = plan is not None and plan.adaptive is not None
+        if adapts != (clip is not None):
+            what = (
+                "the plan's clip norm adapts, and none was announced" if adapts else f"clip norm {clip} was announced"
+            )
+            raise RoundFailedError(f"round {announcement.round}: {what}, which site {self.name} did not agree to")
+        if plan is not None and clip is not None:
+            try:
+                plan.codec(clip)
+            except PlanError as error:
+                raise RoundFailedError(f"round {announcement.round}: site {self.name} refuses: {error}") from error
+
     def check(self, announcement: Announcement, params: RoundParams) -> None:
         """Compare the round that the server opens with the one that was agreed.
 
         Raises:
             ModelError: as for `check_model`.
-            RoundFailedError: the parameters are not the agreed ones; the message names the field.
+            RoundFailedError: as for `check_clip`, or the parameters are not the agreed ones; the message names the field.
         """
         self.check_model(announcement)
-        agreed = self.agreement.round_params(announcement.round, announcement.model_hash, params.session)
+        self.check_clip(announcement)
+        agreed = self.agreement.round_params(
+            announcement.round, announcement.model_hash, params.session, clip=announcement.clip
+        )
         for entry in fields(RoundParams):
             if getattr(agreed, entry.name) != getattr(params, entry.name):
                 raise RoundFailedError(
@@ -249,7 +278,7 @@ class Site:
             InputError: the update is not finite or does not fit; the message names the leaf.
         """
         update, local = self.train(announcement)
-        values = self.algorithm.encode(update)
+        values = self.algorithm.encode(update, announcement.clip)
         plan, noise = self.agreement.plan, self.noise
         if plan is None or noise is None:
             return values, local

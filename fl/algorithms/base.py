@@ -15,6 +15,8 @@ import optax  # type: ignore[import-untyped]  # it ships no types
 
 from fl.errors import ConfigError, ModelError
 from fl.model import Adapter, Local, Params, Vector
+from privacy.adaptive import AdaptiveCodec
+from privacy.plan import Plan
 from secagg.params import Block
 
 Int64: TypeAlias = npt.NDArray[np.int64]
@@ -66,11 +68,13 @@ class Mean:
         gradient: (d,) the averaged descent direction, or None when the round had no data.
         weight: The total number of records, where that is not private.
         loss: The mean training loss, where that is not private.
+        bits: Where the clip norm adapts: the noisy number of contributions within it, minus half of all.
     """
 
     gradient: Vector | None
     weight: int | None = None
     loss: float | None = None
+    bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class ServerState:
         iterate_sum: (d,) the sum of the iterates that the final model averages.
         iterates: How many there are in it.
         round: The number of rounds committed.
+        clip: The clip norm of the next round, where it adapts; else None.
     """
 
     params: Params
@@ -90,6 +95,7 @@ class ServerState:
     iterate_sum: Vector
     iterates: int
     round: int
+    clip: float | None = None
 
 
 class ClientUpdate(Protocol):
@@ -97,6 +103,22 @@ class ClientUpdate(Protocol):
 
     def __call__(self, params: Params, local: Local, records: Records, *, key: jax.Array) -> tuple[Any, Local]:
         """Give what `Algorithm.encode` takes, and the new local state."""
+        ...
+
+
+class Encode(Protocol):
+    """What leaves a site, before noise."""
+
+    def __call__(self, update: Any, clip: float | None = None) -> Contribution:  # noqa: ANN401 - what `client_update` gives
+        """An update → exact integers per block; `clip` is the round's clip norm, by default the plan's."""
+        ...
+
+
+class Decode(Protocol):
+    """What the server makes of the sums."""
+
+    def __call__(self, sums: Mapping[str, Int64], clip: float | None = None) -> Mean:
+        """The sums → the mean; `clip` is the clip norm that the sites were told, by default the plan's."""
         ...
 
 
@@ -124,10 +146,17 @@ class Algorithm:
     slots: Callable[[int], int]
     init: Callable[[Params], ServerState]
     client_update: ClientUpdate
-    encode: Callable[[Any], Contribution]
-    decode: Callable[[Mapping[str, Int64]], Mean]
+    encode: Encode
+    decode: Decode
     server_update: Callable[[ServerState, Mean], ServerState]
     final: Callable[[ServerState], Params]
+
+
+def clipped_mean(plan: Plan, total: Int64, clip: float | None) -> Mean:
+    """The sum of clipped contributions, decoded with the clip norm that made them, over the plan's public constant."""
+    codec = plan.codec(clip)
+    bits = codec.bits(total) if isinstance(codec, AdaptiveCodec) else None
+    return Mean(codec.decode(total) / plan.divisor, bits=bits)
 
 
 @dataclass(frozen=True)
@@ -139,17 +168,20 @@ class Server:
         optimizer: Any Optax transformation; it sees the averaged descent direction as the gradient.
         average: "last": publish the last iterate. "last_half": the mean of the iterates of the last half of `rounds`.
         rounds: The number of rounds planned.
+        plan: The privacy plan, whose clip norm may adapt; or None.
     """
 
     adapter: Adapter
     optimizer: optax.GradientTransformation
     average: Literal["last", "last_half"]
     rounds: int
+    plan: Plan | None = None
 
     def init(self, params: Params) -> ServerState:
         """The state before the first round."""
         zero = np.zeros(self.adapter.schema.dimension)
-        return ServerState(params, self.optimizer.init(params), zero, 0, 0)
+        clip = self.plan.clip if self.plan is not None and self.plan.adaptive is not None else None
+        return ServerState(params, self.optimizer.init(params), zero, 0, 0, clip)
 
     def update(self, state: ServerState, mean: Mean) -> ServerState:
         """One step; without data the model stays, and the round still counts.
@@ -164,8 +196,19 @@ class Server:
         if state.round >= self.rounds // 2:
             total, count = total + self.adapter.ravel(params), count + 1
         return replace(
-            state, params=params, opt_state=opt_state, iterate_sum=total, iterates=count, round=state.round + 1
+            state,
+            params=params,
+            opt_state=opt_state,
+            iterate_sum=total,
+            iterates=count,
+            round=state.round + 1,
+            clip=self._next_clip(state.clip, mean.bits),
         )
+
+    def _next_clip(self, clip: float | None, bits: float | None) -> float | None:
+        if self.plan is None or self.plan.adaptive is None or clip is None or bits is None:
+            return clip
+        return self.plan.adaptive.next_clip(clip, bits)
 
     def final(self, state: ServerState) -> Params:
         """The model to publish: the last iterate, or the mean of those of the last half."""

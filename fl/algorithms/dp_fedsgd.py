@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from fl.algorithms.base import Algorithm, Contribution, Int64, Mean, Records, Server
+from fl.algorithms.base import Algorithm, Contribution, Int64, Mean, Records, Server, clipped_mean
 from fl.errors import ModelError
 from fl.model import Adapter, Local, Loss, Params, rekey
-from privacy.codec import GridCodec
 from privacy.plan import Plan
 from secagg.params import Block
 
@@ -78,7 +77,6 @@ def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algor
     coupled = adapter.coupled_leaves(jnp.zeros((1, features), jnp.float32))
     if coupled:
         raise ModelError(f"leaf {coupled[0]} changes in training: it carries one record's values to another's gradient")
-    codec = GridCodec(plan.clip, plan.grid, plan.dimension)
     gradients, size = record_gradients(adapter, loss), chunk_size(plan.dimension)
 
     def client_update(
@@ -86,17 +84,17 @@ def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algor
     ) -> tuple[Iterator[Rows], Local]:
         return gradients(params, local, records, key), local
 
-    def encode(chunks: Iterator[Rows]) -> Contribution:
-        total = np.zeros(plan.dimension, np.int64)
-        for rows, present in chunks:
+    def encode(update: Iterator[Rows], clip: float | None = None) -> Contribution:
+        codec, total = plan.codec(clip), np.zeros(plan.length, np.int64)
+        for rows, present in update:
             total += codec.encode_records(rows, present).sum(axis=0)
         return {"update": total}
 
-    def decode(sums: Mapping[str, Int64]) -> Mean:
-        return Mean(codec.decode(sums["update"]) / plan.divisor)
+    def decode(sums: Mapping[str, Int64], clip: float | None = None) -> Mean:
+        return clipped_mean(plan, sums["update"], clip)
 
     return Algorithm(
-        blocks=(Block("update", length=plan.dimension, bits=plan.bits, bound=plan.bound),),
+        blocks=(Block("update", length=plan.length, bits=plan.bits, bound=plan.bound),),
         max_rows=plan.records_per_site,
         slots=lambda _rows: -(-plan.records_per_site // size) * size,  # the public cap, whatever the site has
         init=server.init,

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]  # it ships no types
 
-from fl.algorithms.base import Algorithm, Contribution, Int64, Mean, Records, Server
+from fl.algorithms.base import Algorithm, Contribution, Int64, Mean, Records, Server, clipped_mean
 from fl.errors import ConfigError
 from fl.model import Adapter, Local, Loss, Params, Vector, rekey
-from privacy.codec import FixedPoint, GridCodec
+from privacy.codec import FixedPoint
 from privacy.errors import InputError
 from privacy.plan import Plan
 from secagg.params import Block
@@ -118,7 +118,7 @@ class WeightedEncoding:
             Block("loss", length=1, bits=64, bound=loss),
         )
 
-    def encode(self, update: SiteUpdate) -> Contribution:
+    def encode(self, update: SiteUpdate, clip: float | None = None) -> Contribution:  # noqa: ARG002 - nothing is clipped
         """Raises privacy's InputError for a value that is not finite or beyond the limit, naming its leaf."""
         weight = np.int64(update.weight)
         return {
@@ -127,7 +127,7 @@ class WeightedEncoding:
             "loss": _LOSS.encode(np.array([update.loss]), (("training loss", 1),)) * weight,
         }
 
-    def decode(self, sums: Mapping[str, Int64]) -> Mean:
+    def decode(self, sums: Mapping[str, Int64], clip: float | None = None) -> Mean:  # noqa: ARG002 - as above
         """Decode the sum, then divide: the exact weighted mean of the fixed-point changes."""
         weight = int(sums["weight"][0])
         if weight == 0:
@@ -141,16 +141,16 @@ class ClippedEncoding:
     """Client-level privacy: the clipped change alone, at weight 1; the loss and the count stay on the site."""
 
     layout: tuple[tuple[str, int], ...]
-    codec: GridCodec
     plan: Plan
 
-    def encode(self, update: SiteUpdate) -> Contribution:
+    def encode(self, update: SiteUpdate, clip: float | None = None) -> Contribution:
         """Raises privacy's InputError for a value that is not finite, naming its leaf."""
-        return {"update": self.codec.encode_update(update.delta, self.layout)}
+        return {"update": self.plan.codec(clip).encode_update(update.delta, self.layout)}
 
-    def decode(self, sums: Mapping[str, Int64]) -> Mean:
-        """Decode, then divide by the plan's public constant."""
-        return Mean(-self.codec.decode(sums["update"]) / self.plan.divisor)
+    def decode(self, sums: Mapping[str, Int64], clip: float | None = None) -> Mean:
+        """Decode, then divide by the plan's public constant; a change is the gradient's opposite."""
+        mean = clipped_mean(self.plan, sums["update"], clip)
+        return Mean(None if mean.gradient is None else -mean.gradient, bits=mean.bits)
 
 
 def fedavg(
@@ -160,7 +160,7 @@ def fedavg(
     adapter = server.adapter
     if isinstance(encoding, ClippedEncoding):
         plan = encoding.plan
-        blocks: tuple[Block, ...] = (Block("update", length=plan.dimension, bits=plan.bits, bound=plan.bound),)
+        blocks: tuple[Block, ...] = (Block("update", length=plan.length, bits=plan.bits, bound=plan.bound),)
     else:
         blocks = encoding.blocks(sites)
 

@@ -425,9 +425,9 @@ def test_there_is_nothing_to_take_a_median_of(fifty, announced):
     """What an algorithm's server half is given is one vector a block: the sum over the sites, with no place for a single one."""
     given = []
 
-    def decode(sums):
+    def decode(sums, clip):
         given.append({name: x.shape for name, x in sums.items()})
-        return fifty["secure"].algorithm.decode(sums)
+        return fifty["secure"].algorithm.decode(sums, clip)
 
     algorithm = dataclasses.replace(fifty["secure"].algorithm, decode=decode)
     Consortium(dataclasses.replace(fifty["secure"], algorithm=algorithm), {}).aggregate(announced)

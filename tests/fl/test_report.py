@@ -7,6 +7,7 @@ import pytest
 
 from fl.errors import RunError
 from fl.report import write_report
+from privacy.accounting.gaussian import as_text
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -77,7 +78,7 @@ def test_states_the_promise_and_what_it_leaves_out(make_run):
     epsilon = json.loads((run / "result.json").read_text(encoding="utf-8"))["epsilon"]
     text = Page(html_of(run)).text
     for words in (
-        f"ε ≤ {epsilon:.3f} (proved), at δ = 0.0001",
+        f"ε ≤ {as_text(epsilon, 4)} (proved), at δ = 0.0001",
         "one row of a site's training data",
         "add-remove",
         "against the server and 1 colluding site;",

@@ -21,7 +21,7 @@ from fl.algorithms import (
 from fl.algorithms.fedavg import _orders
 from fl.errors import ConfigError
 from fl.model import LOSSES, Adapter, logistic
-from privacy.codec import FixedPoint, GridCodec
+from privacy.codec import FixedPoint
 from privacy.errors import InputError
 from privacy.plan import Plan
 
@@ -231,8 +231,7 @@ def test_client_level_privacy_sends_one_clipped_vector(adapter):
         delta=1e-4,
         divisor=4.0,
     )
-    codec = GridCodec(plan.clip, plan.grid, plan.dimension)
-    encoding = ClippedEncoding(adapter.schema.layout, codec, plan)
+    encoding = ClippedEncoding(adapter.schema.layout, plan)
     algorithm = build(adapter, LocalTraining(optax.sgd(0.1), 2), encoding)
     values = algorithm.encode(SiteUpdate(np.array([3.0, 4.0, 0.0, 0.0]), 17, 0.1))
     assert set(values) == {"update"}
