@@ -41,7 +41,7 @@ fuzz: install  ## a million mutated frames, half of them signed anew
 	$(BIN)/python tests/fuzz/frames.py --frames 1000000
 
 bench: install  ## the benchmarks in short, each printing one table
-	@for b in "bench_secagg.py --quick" message_sizes.py server_memory.py noise.py heart.py; do echo "== $$b"; $(BIN)/python benchmarks/$$b || exit 1; done
+	@for b in "bench_secagg.py --quick" message_sizes.py server_memory.py noise.py accounting.py ledger.py heart.py; do echo "== $$b"; $(BIN)/python benchmarks/$$b || exit 1; done
 
 bench-full: install  ## the whole grid, the targets, and Flower beside us where it is installed (make install EXTRAS=dev,flower); half an hour
 	$(BIN)/python benchmarks/bench_secagg.py

@@ -1,9 +1,10 @@
-"""How tight and how fast is the accountant, beside dp-accounting's own two in the same run?
+"""How tight and how fast is the accountant, beside dp-accounting's own two and OpenDP's in the same run?
 
 Run ``python benchmarks/accounting.py`` from the repository root; ``--json`` prints one JSON object a line. Each epsilon is an
 upper bound, so smaller is better: the ratio is theirs over ours. Seconds are the best of ``--repeat`` in one warm process; ours is
 the whole answer, every route, the lower bound and the cross-check. dp-accounting runs as it comes: its default orders, its
-default grid of 1e-4.
+default grid of 1e-4. OpenDP (``pip install opendp``; "not run" without it) composes Gaussians as zero-concentrated mechanisms, and has no
+answer where records are sampled.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from importlib import util
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -93,6 +95,19 @@ def library(accountant: Callable[[NeighboringRelation], PrivacyAccountant], case
     return float(composed.get_epsilon(case.delta))
 
 
+def opendp(case: Case) -> float:
+    """Epsilon by OpenDP's zero-concentrated route; NaN where it is not installed or has no such mechanism."""
+    if case.q < 1 or util.find_spec("opendp") is None:
+        return math.nan
+    import opendp.prelude as dp  # noqa: PLC0415 - optional
+
+    dp.enable_features("contrib", "idealized-numerics")
+    space = dp.vector_domain(dp.atom_domain(T=float, nan=False)), dp.l2_distance(T=float)
+    composed = dp.c.make_composition([dp.m.make_gaussian(*space, scale=case.z)] * case.steps)
+    distance = 2.0 if case.relation == "replace-one" else 1.0
+    return float(dp.c.make_zCDP_to_approxDP(composed).map(d_in=distance).epsilon(case.delta))
+
+
 def measure(case: Case, repeat: int) -> dict[str, Any]:
     """One row: epsilon and seconds of the three accountants, and theirs over ours."""
     question = {"noise_multiplier": case.z, "sample_rate": case.q, "steps": case.steps, "delta": case.delta}
@@ -106,7 +121,8 @@ def measure(case: Case, repeat: int) -> dict[str, Any]:
             f"{name}_epsilon_ratio": theirs / ours,
             f"{name}_time_ratio": seconds / ours_s,
         }
-    return row
+    theirs, seconds = timed(functools.partial(opendp, case), repeat)
+    return row | {"opendp_zcdp": theirs, "opendp_seconds": seconds, "opendp_epsilon_ratio": theirs / ours}
 
 
 def block_row(repeat: int) -> dict[str, Any]:
@@ -134,8 +150,8 @@ def finite(row: dict[str, Any]) -> dict[str, Any]:
 def show(row: dict[str, Any]) -> None:
     """Print one line of the table."""
     print(
-        f"{row['what']:28}{as_text(row['epsilon'], 5):>10}{row['dp_accounting_rdp']:10.4f}{row['dp_accounting_pld']:10.4f}"
-        f"{row['rdp_epsilon_ratio']:8.3f}{row['pld_epsilon_ratio']:8.3f}"
+        f"{row['what']:28}{as_text(row['epsilon'], 5):>10}{row['dp_accounting_rdp']:10.4f}{row['dp_accounting_pld']:10.4f}{row['opendp_zcdp']:10.4f}"
+        f"{row['rdp_epsilon_ratio']:8.3f}{row['pld_epsilon_ratio']:8.3f}{row['opendp_epsilon_ratio']:8.3f}"
         f"{1e3 * row['seconds']:10.1f}{1e3 * row['rdp_seconds']:10.1f}{1e3 * row['pld_seconds']:10.1f}"
         f"{row['pld_time_ratio']:9.1f}x"
     )
@@ -152,6 +168,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "scipy", "dp-accounting")},
+        "opendp": version("opendp") if util.find_spec("opendp") else "not run",
     }
     epsilon(noise_multiplier=1.0, sample_rate=0.5, steps=2, delta=1e-5)  # imports are not what is timed
     if chosen.json:
@@ -159,10 +176,10 @@ def main() -> None:
     else:
         print(", ".join(f"{name} {value}" for name, value in machine.items()))
         print(
-            f"{'':28}{'epsilon':>10}{'their':>10}{'their':>10}{'over ours':>16}{'ms':>10}{'their':>10}{'their':>10}{'PLD /':>10}"
+            f"{'':28}{'epsilon':>10}{'their':>10}{'their':>10}{'OpenDP':>10}{'over ours':>24}{'ms':>10}{'their':>10}{'their':>10}{'PLD /':>10}"
         )
         print(
-            f"{'':28}{'ours':>10}{'RDP':>10}{'PLD':>10}{'RDP':>8}{'PLD':>8}{'ours':>10}{'RDP':>10}{'PLD':>10}{'ours':>10}"
+            f"{'':28}{'ours':>10}{'RDP':>10}{'PLD':>10}{'zCDP':>10}{'RDP':>8}{'PLD':>8}{'zCDP':>8}{'ours':>10}{'RDP':>10}{'PLD':>10}{'ours':>10}"
         )
     for case in CASES:
         row = measure(case, chosen.repeat)
