@@ -43,6 +43,7 @@ class Aggregate:
         bytes_up: From all clients, by phase.
         bytes_down: To all clients, by phase.
         transcript: Hex hash of the protocol's transcript; empty without it.
+        refused: Why a client is missing, where it said so or sent something that was not taken.
     """
 
     mean: Mean
@@ -53,6 +54,7 @@ class Aggregate:
     bytes_up: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     bytes_down: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     transcript: str = ""
+    refused: Mapping[int, str] = field(default_factory=dict)
 
 
 class Aggregator(Protocol):
@@ -106,6 +108,7 @@ class Secure:
             bytes_up=outcome.bytes_up,
             bytes_down=outcome.bytes_down,
             transcript=outcome.transcript.hex(),
+            refused=outcome.rejected,
         )
 
 
@@ -159,8 +162,13 @@ class Ideal:
         sums = {
             block.name: np.sum([values[client][block.name] for client in survivors], axis=0) for block in params.blocks
         }
+        refused = {client: str(part.refusal) for client, part in sorted(cohort.items()) if part.refusal is not None}
         return Aggregate(
-            self.algorithm.decode(sums, announcement.clip), survivors, dict(sorted(silences.items())), sums
+            self.algorithm.decode(sums, announcement.clip),
+            survivors,
+            dict(sorted(silences.items())),
+            sums,
+            refused=refused,
         )
 
 

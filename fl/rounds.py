@@ -7,7 +7,7 @@ commits the noise that really was there; only a model that is finite is committe
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ class RoundRecord:
         weight: Total number of records, or None where it is private.
         clip: The round's clip norm, where it adapts; else None.
         within: The noisy part of the contributions whose norm was within it; else None.
+        refused: Site → why it is missing, where that is known.
     """
 
     round: int
@@ -60,6 +61,7 @@ class RoundRecord:
     weight: int | None
     clip: float | None = None
     within: float | None = None
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 OnRound = Callable[[RoundRecord, ServerState], None]
@@ -180,6 +182,7 @@ class Coordinator:
             loss=mean.loss,
             weight=mean.weight,
             clip=announcement.clip,
+            refused={names[client]: reason for client, reason in aggregate.refused.items()},
             within=plan.adaptive.fraction(mean.bits)
             if plan is not None and plan.adaptive is not None and mean.bits is not None
             else None,

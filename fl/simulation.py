@@ -38,7 +38,7 @@ from fl.report import write_report
 from fl.rounds import Coordinator, RoundRecord
 from fl.site import Announcement, Entropy, Participation, Site
 from privacy.budget import Budget
-from privacy.errors import InputError
+from privacy.errors import BudgetExceededError, InputError
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES
@@ -172,8 +172,8 @@ class Consortium:
     def _checked(self, aggregate: Aggregator) -> Aggregator:
         """Fail the run where the sum is not that of the survivors' integers, or where a site refused.
 
-        A site that refuses its own update (NaN, beyond the limit) is a dropout, as it is between organisations: that
-        alone fails no round. Any other refusal means that the parties of one process do not agree, which they must.
+        A site that refuses its own update (NaN, beyond the limit), or whose data set's budget is used up, is a dropout, as
+        it is between organisations: that alone fails no round. Any other refusal means that the parties of one process do not agree, which they must.
         """
 
         def checked(announcement: Announcement) -> Aggregate:
@@ -199,7 +199,7 @@ class Consortium:
             if part.refusal is None:
                 continue
             message = f"round {announcement.round}: site {part.site.name} refused: {part.refusal}"
-            if cause is not None or not isinstance(part.refusal, InputError):
+            if cause is not None or not isinstance(part.refusal, InputError | BudgetExceededError):
                 raise RoundFailedError(message) from (part.refusal if cause is None else cause)
             _LOG.warning("%s; it counts as a dropout", message)
 

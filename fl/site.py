@@ -19,11 +19,11 @@ from fl.data import SiteData
 from fl.errors import ConfigError, DataError, FlError, ModelError, RoundFailedError
 from fl.model import Adapter, Local, Vector
 from privacy.budget import Budget
-from privacy.errors import PlanError, PrivacyError
+from privacy.errors import BudgetExceededError, PlanError, PrivacyError
 from privacy.ledger import Ledger, Reservation
 from privacy.noise import NoiseSource
 from privacy.plan import Plan
-from secagg.errors import SecaggError
+from secagg.errors import PolicyError, SecaggError
 from secagg.identity import Identity, Roster
 from secagg.params import PHASES, Block, RoundParams, SlackWarning
 from secagg.protocols.pairwise import ClientSession
@@ -297,6 +297,9 @@ class Site:
         }, local
 
 
+_USED_UP = PolicyError("budget", "the budget of this site's own data set does not allow another release")
+
+
 class Participation:
     """One site in one attempt at one round.
 
@@ -318,7 +321,11 @@ class Participation:
         self._params: RoundParams | None = None
 
     def handle(self, phase: str, frame: bytes) -> bytes | None:
-        """Answer one frame of the server; None when the site refuses, which to the others is silence."""
+        """Answer one frame of the server; None when the site refuses, which to the others is silence.
+
+        Where the budget of its own data set is used up it says so in place of its vector: the server learns that, and
+        not what is in the site's ledger.
+        """
         if self.refusal is not None:
             return None
         try:
@@ -333,6 +340,9 @@ class Participation:
             answer = self._session.receive(frame)
             if phase == PHASES[-1]:
                 self.commit()
+        except BudgetExceededError as error:
+            self.refusal = error
+            return None if self._session is None else self._session.decline(_USED_UP)
         except (FlError, PrivacyError, SecaggError) as error:
             self.refusal = error
             return None

@@ -164,5 +164,5 @@ def test_the_run_folder_holds_sums_only(captured, tmp_path):
     assert line["weight"] == sum(ROWS.values())  # at this seed no record is in the held-out hundredth
     assert set(line) == {
         "round", "attempt", "survivors", "dropped", "seconds", "bytes", "sigma_eff", "epsilon", "transcript",
-        "update_norm", "loss", "weight", "clip", "within",
+        "update_norm", "loss", "weight", "clip", "within", "refused",
     }  # fmt: skip

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from fl.site import Announcement, Participation, require_capacity
 from privacy.budget import Budget
 from privacy.errors import BudgetExceededError, PlanError
 from privacy.ledger import Ledger, read_entries
+from privacy.noise import NoiseSource
+from secagg import messages
 from secagg.params import PHASES, Block
 from secagg.protocols.pairwise import ServerSession
 
@@ -43,7 +46,7 @@ def take_part(consortium, announcement):
 def relay(consortium, parts, announcement, last):
     """The server's side of a round, up to the phase `last`; the sites' answers in it."""
     agreement = consortium.experiment.agreement
-    params = agreement.round_params(announcement.round, announcement.model_hash)
+    params = agreement.round_params(announcement.round, announcement.model_hash, clip=announcement.clip)
     session = ServerSession(params, consortium.server, consortium.sites[0].roster)
     frames = session.open()
     for phase in PHASES:
@@ -132,6 +135,8 @@ def test_context_binds_everything_but_the_attempt(experiment):
         dataclasses.replace(agreement, plan=None).app_context(0, "aa"),
         dataclasses.replace(agreement, experiment="x").app_context(0, "aa"),
         dataclasses.replace(agreement, schema="x").app_context(0, "aa"),
+        agreement.app_context(0, "aa", 1.0),
+        agreement.app_context(0, "aa", 1.0 + 2**-52),
         agreement.app_context(1, "aa"),
         agreement.app_context(0, "bb"),
         agreement.app_context(0, "aa"),
@@ -180,12 +185,14 @@ def test_the_ledger_reserves_before_the_vector_leaves(consortium, experiment):
 
 
 def test_no_vector_leaves_without_a_reservation(consortium, experiment):
-    """When the data set's lifetime budget is used up the site is silent from exchange 3 on, and nothing was booked."""
+    """When the data set's lifetime budget is used up the site declines in exchange 3, without a word about its ledger, and nothing was booked."""
     consortium.sites[0].budget = Budget(epsilon=1e-3, delta=1e-4)
     announcement = announce(experiment)
     parts = take_part(consortium, announcement)
     answers = relay(consortium, parts, announcement, "mask")
-    assert answers[0] is None
+    told = messages.decode(messages.decode(answers[0], messages.Signed).payload, messages.Decline)
+    assert (told.phase, told.rule) == ("mask", "budget")
+    assert not any(character.isdigit() for character in told.reason)
     assert isinstance(parts[0].refusal, BudgetExceededError)
     assert kinds(consortium, 0) == []
     assert kinds(consortium, 1) == ["reserve"]
@@ -277,3 +284,82 @@ def test_a_plan_needs_noise_and_ledger(consortium):
     for missing in ("noise", "ledger"):
         with pytest.raises(PlanError, match="site east: a plan needs a noise source and a ledger"):
             dataclasses.replace(consortium.sites[0], **{missing: None})
+
+
+@pytest.fixture
+def adaptive(toy, tmp_path):
+    """The four sites under a plan whose clip norm adapts within [0.01, 100]."""
+    experiment = prepare(toy(private=True, adaptive=True), "run-1")
+    ledgers = {name: Ledger(tmp_path / f"adaptive-{name}.jsonl") for name in experiment.train}
+    yield Consortium(experiment, ledgers)
+    for ledger in ledgers.values():
+        ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (100.5, r"site east refuses: clip = 100\.5 is outside \[0\.01, 100\]"),
+        (0.005, r"site east refuses: clip = 0\.005 is outside"),
+        (-1.0, r"site east refuses: clip = -1\.0 is outside"),
+        (np.inf, r"site east refuses: clip = inf is outside"),
+        (np.nan, r"site east refuses: clip = nan is outside"),
+        (None, "adapts, and none was announced, which site east did not agree to"),
+    ],
+)
+def test_a_clip_norm_outside_the_plan_is_refused(adaptive, clip, message):
+    """A server that names a clip norm which the plan does not allow, or none, gets silence, and nothing is booked."""
+    announcement = dataclasses.replace(announce(adaptive.experiment), clip=clip)
+    part = Participation(adaptive.sites[0], announcement)
+    params = adaptive.experiment.agreement.round_params(0, announcement.model_hash, clip=clip)
+    assert part.handle("advertise", params.encode()) is None
+    assert isinstance(part.refusal, RoundFailedError)
+    assert re.search(message, str(part.refusal))
+    assert kinds(adaptive, 0) == []
+
+
+def test_a_clip_norm_where_the_plan_has_its_own_is_refused(consortium, experiment):
+    """Where the plan's clip norm does not adapt a round has none of its own, not even the plan's."""
+    for clip in (0.5, experiment.agreement.plan.clip):
+        announcement = dataclasses.replace(announce(experiment), clip=clip)
+        params = experiment.agreement.round_params(0, announcement.model_hash, clip=clip)
+        with pytest.raises(RoundFailedError, match=f"clip norm {clip} was announced, which site east did not agree"):
+            consortium.sites[0].check(announcement, params)
+
+
+def test_one_clip_norm_for_all(adaptive):
+    """A site that was told another clip norm than the round's parameters bind refuses them before anything leaves."""
+    told = dataclasses.replace(announce(adaptive.experiment), clip=1.0)
+    parts = take_part(adaptive, told)
+    parts[0] = Participation(adaptive.sites[0], dataclasses.replace(told, clip=2.0))
+    answers = relay(adaptive, parts, told, "advertise")
+    assert [client for client, answer in answers.items() if answer is None] == [0]
+    assert "app_context is not what site east agreed to" in str(parts[0].refusal)
+
+
+def test_bit_and_update_share_noise_and_bound(adaptive):
+    """One more coordinate leaves, its noise drawn with the others'; an empty site sends noise there too, within the bound."""
+    plan, site = adaptive.experiment.agreement.plan, adaptive.sites[0]
+    empty = dataclasses.replace(site, rows=site.rows.take(np.arange(0)))
+    values, _ = empty.contribution(dataclasses.replace(announce(adaptive.experiment), clip=1.0))
+    assert values["update"].shape == (plan.dimension + 1,)
+    assert values["update"][-1] != 0
+    assert np.abs(values["update"]).max() <= adaptive.experiment.agreement.blocks[0].bound
+
+
+def test_noise_is_drawn_in_steps_whatever_the_clip_norm(adaptive):
+    """P14: under one seed an empty site's integers are the same at every C, so their scale is that of the C that was used."""
+    agreement = dataclasses.replace(adaptive.experiment.agreement, test_seed=1)
+    sent = []
+    for clip in (0.05, 5.0):
+        site = dataclasses.replace(
+            adaptive.sites[0],
+            agreement=agreement,
+            noise=NoiseSource.insecure_test(1),
+            rows=adaptive.sites[0].rows.take(np.arange(0)),
+        )
+        sent.append(site.contribution(dataclasses.replace(announce(adaptive.experiment), clip=clip))[0]["update"])
+    assert np.array_equal(*sent)
+    decode = adaptive.experiment.algorithm.decode
+    small, large = (decode({"update": sent[0]}, clip).gradient for clip in (0.05, 5.0))
+    np.testing.assert_allclose(large, 100 * small, rtol=1e-12)
