@@ -42,7 +42,8 @@ class Aggregate:
         seconds: Of the server and of the median client, by phase.
         bytes_up: From all clients, by phase.
         bytes_down: To all clients, by phase.
-        transcript: Hex hash of the protocol's transcript; empty without it.
+        transcript: Hex hash of the protocol's transcript; without the protocol that of the round's parameters, as the sites book
+            it; empty for a float mean.
         refused: Why a client is missing, where it said so or sent something that was not taken.
     """
 
@@ -168,6 +169,7 @@ class Ideal:
             survivors,
             dict(sorted(silences.items())),
             sums,
+            transcript=params.context.hex(),
             refused=refused,
         )
 

@@ -38,7 +38,7 @@ class RoundRecord:
         bytes: {"up" | "down": {phase: bytes}}.
         sigma_eff: Noise of the honest survivors in grid units, or None without privacy.
         epsilon: Cumulative, by route (None: no bound by that route), or None without privacy.
-        transcript: Hex hash of the protocol's transcript, "" without it.
+        transcript: Hex hash of the protocol's transcript, or of the round's parameters where a simulation leaves the protocol out.
         update_norm: L2 norm of the mean update; 0 when the round had no data.
         loss: Mean training loss, or None where it is private or there was no data.
         weight: Total number of records, or None where it is private.

@@ -39,7 +39,7 @@ from fl.rounds import Coordinator, RoundRecord
 from fl.site import Announcement, Entropy, Participation, Site
 from privacy.budget import Budget
 from privacy.errors import BudgetExceededError, InputError
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, read_entries, witness
 from privacy.noise import NoiseSource
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES
 from secagg.engines.inprocess import InProcessEngine, Tap
@@ -106,7 +106,8 @@ class Consortium:
         self._tap = tap
         self._parts: Mapping[int, _Observed] = {}
         agreement, seed = experiment.agreement, experiment.agreement.test_seed
-        identities = {client: Identity.generate(client, _entropy(seed, client)) for client in agreement.sites}
+        keys = {c: Ed25519PrivateKey.from_private_bytes(_entropy(seed, c)(32)) for c in agreement.sites}
+        identities = {client: Identity(client, key) for client, key in keys.items()}
         draw, suite = _entropy(seed, SERVER_ID), SUITES[agreement.suite]
         self.signer = Ed25519PrivateKey.from_private_bytes(draw(32))
         sealing = suite.key_pair(draw(MLKEM_SEED_LENGTH) if suite.hybrid else None, draw(32))
@@ -137,6 +138,20 @@ class Consortium:
             for client, rows in enumerate(experiment.train.values())
         }
         self.aggregate: Aggregator = self._checked(self._aggregator(roster))
+        self._site_keys = keys
+
+    def witness(self, ledger: Ledger) -> None:
+        """Let every site hold the server's ledger against its own, and sign its head.
+
+        Raises:
+            ChainError: a site's ledger tells of another run than the server's; nothing is signed by that site.
+        """
+        lines, run = ledger.path.read_bytes(), self.experiment.agreement.run
+        for client, site in self.sites.items():
+            if site.ledger is not None:
+                key = self._site_keys[client]
+                head = witness(lines, read_entries(site.ledger.path), run=run, site=client, signer=key)
+                ledger.countersign(site.name, head, key=key.public_key().public_bytes_raw().hex())
 
     def _aggregator(self, roster: Roster) -> Aggregator:
         mode, agreement, algorithm = (
@@ -267,7 +282,9 @@ class _Run:
             ledger = None
             if plan is not None:
                 write_file(self.folder / "plan.json", plan.to_json())
-                ledger = stack.enter_context(Ledger(self.folder / "ledger.jsonl", signer=self.consortium.signer))
+                ledger = stack.enter_context(
+                    Ledger(self.folder / "ledger.jsonl", signer=self.consortium.signer, party=self._writer())
+                )
             checkpoints = Checkpoints(self.folder / "checkpoint")
             stack.callback(checkpoints.close)
             coordinator = Coordinator(
@@ -282,6 +299,8 @@ class _Run:
             )
             start = experiment.algorithm.init(experiment.adapter.params)
             final = experiment.algorithm.final(coordinator.run(start, config.rounds, on_round))
+            if ledger is not None:
+                self.consortium.witness(ledger)
         summary = self._summary(history, score([final] * len(experiment.test), self._local()))
         if config.simulation.baselines:
             summary["baselines"] = self._baselines(history, lambda each: score(each, self._local()))
@@ -296,6 +315,10 @@ class _Run:
             folder=self.folder,
             notes=experiment.notes,
         )
+
+    def _writer(self) -> str:
+        """The server's name among those who sign its ledger."""
+        return "server" if "server" not in self.experiment.agreement.sites.values() else "the server"
 
     def _local(self) -> list[nnx.State[Any, Any]]:
         return [site.local for site in self.consortium.sites.values()]

@@ -56,6 +56,16 @@ TOY_PRIVACY = {
 }
 
 
+TOY_ADAPTIVE = {
+    "quantile": 0.5,
+    "learning_rate": 1.0,
+    "bit_noise": 8.0,
+    "expected": 75,
+    "min_clip": 0.01,
+    "max_clip": 100.0,
+}
+
+
 def dropped_in(number):
     """Who falls silent in a round of the sample run, and at which phase: every fifth round, each phase in turn."""
     return {"switzerland": PHASES[number // 5 % 5]} if number % 5 == 0 else {}
@@ -201,10 +211,10 @@ def toy_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toy(toy_folder):
-    """A function that gives a small experiment: federated averaging, or record-level privacy."""
+    """A function that gives a small experiment: federated averaging, or record-level privacy, its clip norm adaptive or not."""
     from fl.config import build_config
 
-    def config(*overrides, private=False, mode="secure", rounds=2):
+    def config(*overrides, private=False, adaptive=False, mode="secure", rounds=2):
         table = {
             "name": "toy",
             "rounds": rounds,
@@ -214,6 +224,8 @@ def toy(toy_folder):
         }
         if private:
             table |= {"privacy": TOY_PRIVACY, "server": {"learning_rate": 0.5, "average": "last_half"}}
+        if adaptive:
+            table["privacy"] = TOY_PRIVACY | {"adaptive": TOY_ADAPTIVE}
         return build_config(table, overrides)
 
     return config

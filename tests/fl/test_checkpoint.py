@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,21 @@ def test_checkpoints_of_something_else_are_refused(adapter, checkpoints):
             checkpoints.load(other_adapter, Server(other_adapter, optax.sgd(0.1), "last", 4).init(other_adapter.params))
     with pytest.raises(RunError, match=r"optimiser state .* is not that of this algorithm"):
         checkpoints.load(adapter, Server(adapter, optax.adam(0.1), "last", 4).init(adapter.params))
+
+
+def test_the_clip_norm_comes_back_bitwise(adapter, checkpoints):
+    """The clip norm of the next round is in the checkpoint, to the last bit."""
+    server = Server(adapter, optax.sgd(0.1), "last", 4)
+    state = dataclasses.replace(stepped(server, 1), clip=0.1 + 0.2)
+    checkpoints.save(adapter, state)
+    like = dataclasses.replace(server.init(adapter.params), clip=1.0)
+    assert checkpoints.load(adapter, like).clip == 0.1 + 0.2
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(None, 1.0), (1.0, None)], ids=["older", "of a plan that adapts"])
+def test_a_checkpoint_without_the_plans_clip_norm_is_refused(adapter, checkpoints, saved, wanted):
+    """A clip norm that is missing, or that the plan does not have, is no reason to guess: the checkpoint is another run's."""
+    server = Server(adapter, optax.sgd(0.1), "last", 4)
+    checkpoints.save(adapter, dataclasses.replace(stepped(server, 1), clip=saved))
+    with pytest.raises(RunError, match=r"round-00000001: has (no|a) clip norm, unlike this algorithm"):
+        checkpoints.load(adapter, dataclasses.replace(server.init(adapter.params), clip=wanted))

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from flax import nnx
 
-from fl.cli import main
+from fl.cli import _bound, main
 
 TOML = """
 name = "toy"
@@ -187,3 +187,11 @@ def test_usage_errors_exit_with_two(fl):
     for arguments in (["demo", "heart", "--rounds", "0"], ["run"], ["demo", "heart", "--seed", "-1"], ["nothing"]):
         assert fl(*arguments).exit_code == 2
     assert fl("--version").output.startswith("fl, version ")
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "printed"), [(0.80001000001, "0.80002"), (1.0, "1"), (12.34500001, "12.346"), (None, "∞"), (0.0, "0")]
+)
+def test_a_printed_bound_is_never_below_the_proved_one(epsilon, printed):
+    """An epsilon for people is rounded up, where rounding to nearest would print less than was proved."""
+    assert _bound(epsilon) == printed

@@ -9,6 +9,7 @@ from fl.demo import heart
 from fl.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "heart.toml"
+ADAPTIVE = "privacy.adaptive={bit_noise=36.0,expected=720,min_clip=0.01,max_clip=10}"
 MINIMAL = {
     "name": "small",
     "rounds": 2,
@@ -24,7 +25,15 @@ def with_changes(*overrides, base=MINIMAL):
 
 def test_written_and_read_again_is_the_same():
     """A run folder's config.toml gives back the same experiment, defaults written out."""
-    for config in (heart(seed=3), with_changes('privacy={epsilon=1,delta=1e-4,unit="client",divisor=4}')):
+    client = 'privacy={epsilon=1,delta=1e-4,unit="client",divisor=4}'
+    adaptive = with_changes(client, "privacy.total_clip=2", ADAPTIVE)
+    assert adaptive.privacy.adaptive.quantile == 0.5
+    for config in (
+        heart(seed=3),
+        with_changes(client),
+        adaptive,
+        load_config(EXAMPLE.with_name("heart_adaptive.toml")),
+    ):
         assert build_config(tomllib.loads(dump_config(config))) == config
 
 
@@ -51,6 +60,16 @@ def test_absent_privacy_means_none():
         ("privacy.epsilon=0", r"privacy\.epsilon: expected `float` > 0"),
         ("privacy.epsilon=nan", r"privacy\.epsilon: nan is not a finite number"),
         ("privacy.clip=inf", r"privacy\.clip: inf is not a finite number"),
+        ("privacy.total_clip=1", r"privacy\.total_clip: stands in place of privacy\.clip"),
+        ("privacy.silos=0", r"privacy\.silos: expected `int` >= 1"),
+        ("privacy.silos=1.5", r"privacy\.silos: expected `int`, got `float`"),
+        ("privacy.silo=2", r"privacy\.silo: no such key; did you mean privacy\.silos\?"),
+        (f"{ADAPTIVE[:-1]},quantil=0.5}}", r"privacy\.adaptive\.quantil: no such key; did you mean .*\.quantile\?"),
+        (f"{ADAPTIVE[:-1]},quantile=1}}", r"privacy\.adaptive\.quantile: expected `float` < 1"),
+        (f"{ADAPTIVE[:-1]},learning_rate=nan}}", r"privacy\.adaptive\.learning_rate: nan is not a finite number"),
+        (f"{ADAPTIVE[:-1]},learning_rate=2}}", r"privacy\.adaptive\.learning_rate: expected `float` <= 1"),
+        ("privacy.adaptive={bit_noise=1}", r"privacy\.adaptive: object missing required field `expected`"),
+        ("privacy.adaptive=true", r"privacy\.adaptive: expected `object \| null`, got `bool`"),
         ("privacy.delta=2", r"privacy\.delta: expected `float` < 1"),
         ("privacy.unit=patient", r"privacy\.unit: invalid enum value 'patient'"),
         ("privacy.unit=client", r'privacy\.unit: "dp_fedsgd" protects a record, not a client'),

@@ -1,15 +1,18 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fl.algorithms import SiteUpdate
+from fl.config import load_config
 from fl.demo import heart
 from fl.errors import ConfigError, DataError
 from fl.experiment import _silences, prepare
 from privacy.errors import PlanError
 from secagg.errors import ParameterError
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SITES = ("cleveland", "hungary", "switzerland", "va_long_beach")
 
 
@@ -74,6 +77,11 @@ def test_no_drop_rate_no_silences(toy):
         (["privacy.dropouts=4"], True, PlanError, "leave nobody honest"),
         (["privacy.bits=8"], True, PlanError, "sigma_local = 7"),
         (["privacy.records_per_site=5"], True, DataError, "site east: 19 training rows, and the agreed cap is 5"),
+        (["privacy.silos=5"], True, PlanError, r"silos = 5: .* more than the 4 sites"),
+        (["privacy.adaptive.min_clip=2.0"], True, PlanError, r"clip = 1\.0 is outside \[2, 100\]"),
+        (["privacy.adaptive.max_clip=0.01"], True, PlanError, r"adaptive\.min_clip = 0\.01 is not below max_clip"),
+        (["privacy.adaptive.bit_noise=0.1"], True, PlanError, r"adaptive\.bit_noise = 0\.1 leaves nothing"),
+        (["privacy.adaptive.expected=1000"], True, PlanError, r"adaptive\.expected = 1000 is above the 256 records"),
         (["secagg.threshold=4"], False, ParameterError, "threshold t = 4 must be in"),
         (["algorithm.fraction_bits=52", "algorithm.max_weight=4194304"], False, ConfigError, r"algorithm\.limit"),
         (["algorithm.learning_rate=1", "algorithm.options.mumentum=1"], False, ConfigError, r"algorithm\.options"),
@@ -89,7 +97,7 @@ def test_no_drop_rate_no_silences(toy):
 def test_what_cannot_work_is_refused_before_round_one(toy, overrides, private, error, message):
     """S16, S20: infeasible plans, rows over the cap and rings that are too small are refused with the numbers."""
     with pytest.raises(error, match=message):
-        prepare(toy(*overrides, private=private), "run-1")
+        prepare(toy(*overrides, private=private, adaptive="adaptive" in overrides[0]), "run-1")
 
 
 @pytest.mark.parametrize("mode", ["plain", "ideal"])
@@ -178,3 +186,37 @@ def test_a_clients_update_is_clipped_to_the_plan(toy):
     plan, dimension = experiment.agreement.plan, experiment.adapter.schema.dimension
     sent = experiment.algorithm.encode(SiteUpdate(np.full(dimension, 1e6), 1, 0.0))["update"]
     assert 0.9 * plan.grid < np.linalg.norm(sent.astype(float)) <= plan.grid
+
+
+def test_a_person_at_several_sites_moves_the_sum_that_many_times(toy):
+    """With two silos the sensitivity is twice as many steps and the noise follows; half the clip norm takes it back."""
+    one, two = (prepare(toy(f"privacy.silos={k}", private=True), "a").agreement.plan for k in (1, 2))
+    assert (two.grid, two.sensitivity) == (one.grid, 2 * one.grid)
+    assert two.sigma_local == pytest.approx(2 * one.sigma_local)
+    half = prepare(toy("privacy.silos=2", "privacy.total_clip=1.0", private=True), "a").agreement.plan
+    assert (half.clip, half.total_clip) == (0.5, 1.0)
+    assert half.hash != two.hash
+
+
+def test_as_many_equal_tables_as_silos_are_allowed(toy, toy_folder, tmp_path):
+    """A plan for persons at two sites takes two equal tables, and refuses a third by all names."""
+    folder = tmp_path / "copies"
+    shutil.copytree(toy_folder, folder)
+    north = (folder / "site_north.csv").read_text()
+    (folder / "site_west.csv").write_text(north)
+    overrides = (f"data.path={folder}", "privacy.silos=2")
+    assert prepare(toy(*overrides, private=True), "a").agreement.plan.silos == 2
+    (folder / "site_south.csv").write_text(north)
+    with pytest.raises(
+        DataError, match=r"sites north and south and west hold the same table; privacy\.silos = 2 allows"
+    ):
+        prepare(toy(*overrides, private=True), "a")
+
+
+def test_the_adaptive_example_is_prepared():
+    """The example has one more coordinate than the model, for the bit, and keeps to its budget."""
+    experiment = prepare(load_config(EXAMPLES / "heart_adaptive.toml"), "a")
+    plan = experiment.agreement.plan
+    assert (plan.length, [block.length for block in experiment.agreement.blocks]) == (34, [34])
+    assert plan.sigma_star / (2 * plan.bit) <= plan.adaptive.bit_noise
+    assert plan.accounted_epsilon().upper <= 1

@@ -93,12 +93,12 @@ def test_states_the_promise_and_what_it_leaves_out(make_run):
 
 
 def test_translates_epsilon_into_risk(make_run):
-    """At ε = ln 2 the odds double and a 1 % false alarm rate finds 2 %."""
+    """At ε = ln 2 the odds double and a 1 % false alarm rate finds 2 %, and δ on top; both are rounded up."""
     run = make_run()
     change(run / "result.json", epsilon=0.6931471805599453)
     text = Page(html_of(run)).text
-    assert "by a factor of 2.00 at most" in text
-    assert "finds at most 2.0 %" in text
+    assert "by a factor of 2 at most" in text
+    assert "finds at most 2.01 %" in text
 
 
 def test_warns_of_a_weak_delta(make_run):
@@ -359,3 +359,55 @@ def test_a_failed_write_leaves_no_half_report(make_run, monkeypatch):
     with pytest.raises(RunError, match=r"report\.html: cannot be written: No space left on device"):
         write_report(run)
     assert {path.name for path in run.iterdir()} == before
+
+
+def test_no_printed_bound_is_below_the_proved_one(make_run):
+    """Every ε of the page, and what is said of it in words, is rounded up where rounding to nearest would go down."""
+    run = make_run()
+    change(run / "result.json", epsilon=0.70001, epsilon_planned=0.80004, epsilon_lifetime={"hungary": 12.3400001})
+    text = Page(html_of(run)).text
+    printed = [float(value) for value in re.findall(r"ε (?:≤|=) (\d+(?:\.\d+)?)", text)]
+    assert set(printed) == {0.7001, 0.8001, 12.35}
+    assert "by a factor of 2.02 at most" in text  # exp(0.70001) is 2.01377
+    assert "finds at most 2.03 %" in text  # 2.0138 % and δ
+
+
+def test_the_clip_norm_has_a_chart_where_it_adapts(make_run):
+    """The page draws the clip norm of each round and the part within it; the file stays one, without repeated ids."""
+    run = make_run()
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    adaptive = {
+        "quantile": 0.5,
+        "learning_rate": 0.2,
+        "bit_noise": 40.0,
+        "expected": 720.0,
+        "min_clip": 0.1,
+        "max_clip": 9.0,
+    }
+    change(run / "plan.json", adaptive=adaptive, epsilon=plan["epsilon"] * 1.01)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for number, line in enumerate(lines):
+        line |= {"clip": 1.0 + 0.1 * number, "within": 0.5}
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    html = html_of(run)
+    page = Page(html)
+    assert html.count("<svg") == 4
+    for words in ("clip norm C", "part within C, with its noise", "quantile asked for", "plan: adaptive.quantile 0.5"):
+        assert words in page.text
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert "None" not in page.text
+
+
+def test_a_person_at_several_sites_is_the_unit_where_the_plan_says_so(make_run):
+    """With two silos unit, relation and what is not covered speak of persons, and of more sites than two."""
+    run = make_run()
+    change(run / "plan.json", silos=2)
+    text = Page(html_of(run)).text
+    for words in (
+        "for each person",
+        "one person, with one row of the training data at each of at most 2 sites",
+        "add-remove: with all rows of the person or without them",
+        "a person whose data is at more than 2 sites, or in several rows of one",
+    ):
+        assert words in text

@@ -29,6 +29,12 @@ def private(toy):
     return prepare(toy(private=True, rounds=4), "run-1")
 
 
+@pytest.fixture(scope="module")
+def adaptive(toy):
+    """Record-level privacy with a clip norm that adapts."""
+    return prepare(toy(private=True, adaptive=True, rounds=4), "run-1")
+
+
 class Scripted:
     """An aggregator that plays what it is given: a mean, or an error, for each attempt."""
 
@@ -178,23 +184,23 @@ def test_a_round_without_data_keeps_the_model(public, coordinate, tmp_path, capl
     ]
 
 
-@pytest.mark.parametrize("kind", ["public", "private"])
+@pytest.mark.parametrize("kind", ["public", "private", "adaptive"])
 def test_a_run_goes_on_from_its_checkpoint_bitwise(kind, toy, coordinate, tmp_path, request):
     """F9: four rounds in one go, and two rounds, a restart and two more, end in the same bits."""
     experiment = request.getfixturevalue(kind)
-    server = Server(experiment.adapter, optax.yogi(0.1), "last_half", 4)
+    server = Server(experiment.adapter, optax.yogi(0.1), "last_half", 4, experiment.agreement.plan)
     algorithm = dataclasses.replace(
         experiment.algorithm, init=server.init, server_update=server.update, final=server.final
     )
     agreement = dataclasses.replace(experiment.agreement, test_seed=5)
     fixed = dataclasses.replace(
-        experiment, algorithm=algorithm, agreement=agreement, config=toy(private=kind == "private", rounds=4)
+        experiment, algorithm=algorithm, agreement=agreement, config=toy(private=kind != "public", rounds=4)
     )
 
     def consortium(part):
         folder = tmp_path / part
         folder.mkdir()
-        names = fixed.train if kind == "private" else ()
+        names = fixed.train if kind != "public" else ()
         return Consortium(fixed, {name: Ledger(folder / f"{name}.jsonl") for name in names})
 
     whole = coordinate(fixed, consortium("whole").aggregate).run(start(fixed), 4, lambda *_: None)
@@ -204,3 +210,62 @@ def test_a_run_goes_on_from_its_checkpoint_bitwise(kind, toy, coordinate, tmp_pa
     again = loaded.run(half.checkpoints.load(fixed.adapter, start(fixed)), 4, lambda *_: None)
     assert experiment.adapter.hash(whole.params) == experiment.adapter.hash(again.params)
     assert experiment.adapter.hash(server.final(whole)) == experiment.adapter.hash(server.final(again))
+    assert whole.clip == again.clip
+    assert (whole.clip is None) == (kind != "adaptive")
+
+
+def test_a_sum_is_decoded_with_the_clip_norm_that_made_it(adaptive, coordinate, tmp_path):
+    """P14: update and noise have the scale of the C that the sites were told; the next C follows from the noisy bits."""
+    plan = adaptive.agreement.plan
+    ledgers = {name: Ledger(tmp_path / f"{name}.jsonl") for name in adaptive.train}
+    consortium, seen = Consortium(adaptive, ledgers), []
+
+    def watched(announcement):
+        aggregate = consortium.aggregate(announcement)
+        seen.append((announcement.clip, aggregate.sums["update"], aggregate.mean))
+        return aggregate
+
+    state = coordinate(adaptive, watched).run(start(adaptive), 3, lambda *_: None)
+    clips = [clip for clip, _, _ in seen] + [state.clip]
+    assert clips[0] == plan.clip
+    for (clip, total, mean), after in zip(seen, clips[1:], strict=True):
+        bits = int(total[-1]) / (2 * plan.bit)
+        assert mean.bits == bits
+        assert after == plan.adaptive.next_clip(clip, bits) != clip
+        assert np.array_equal(mean.gradient, total[:-1] / plan.grid * clip / plan.divisor)
+        assert not np.allclose(mean.gradient, total[:-1] / plan.grid * after / plan.divisor)
+    assert [line["clip"] for line in lines(tmp_path)] == clips[:-1]
+    assert [line["within"] for line in lines(tmp_path)] == [plan.adaptive.fraction(mean.bits) for _, _, mean in seen]
+
+
+def test_a_retry_has_the_clip_norm_of_its_round(adaptive, coordinate):
+    """An attempt without a sum moves nothing: the next one is announced with the same clip norm."""
+    aggregate = Scripted(BelowThresholdError("mask", 3, (0, 1), "min_survivors"), np.zeros(3))
+    after = coordinate(adaptive, aggregate, attempts=2).run(start(adaptive), 1, lambda *_: None)
+    assert [announcement.clip for announcement in aggregate.announcements] == [1.0, 1.0]
+    assert after.clip == 1.0  # this sum had no bits
+
+
+@pytest.mark.parametrize("first", [0.2, 15.0], ids=["from below", "from above"])
+def test_the_clip_norm_goes_to_the_quantile_from_both_sides(toy, coordinate, tmp_path, first):
+    """P13: with little noise C runs neither to zero nor to infinity, but to the median of the gradients' norms, and stays."""
+    fixed = (
+        "server.learning_rate=1e-9",
+        "privacy.epsilon=40",
+        f"privacy.clip={first}",
+        "privacy.adaptive.bit_noise=2.0",
+    )
+    experiment = prepare(toy(*fixed, private=True, adaptive=True, mode="ideal", rounds=12), "run-1", silences={})
+    adapter, norms = experiment.adapter, []
+    ledgers = {name: Ledger(tmp_path / f"{name}.jsonl") for name in experiment.train}
+    consortium = Consortium(experiment, ledgers)
+    for site in consortium.sites.values():
+        chunks, _ = experiment.algorithm.client_update(adapter.params, adapter.local, site.records, key=site.key)
+        norms += [norm for rows, present in chunks for norm in np.linalg.norm(rows[present], axis=1)]
+    clips = []
+    coordinate(experiment, consortium.aggregate).run(start(experiment), 12, lambda _, state: clips.append(state.clip))
+    distances = np.abs(np.log(np.array([first, *clips]) / np.median(norms)))
+    far = distances > 0.5  # eta * max(gamma, 1 - gamma)
+    assert far[0]
+    assert not far[-3:].any()
+    assert (np.diff(distances)[far[:-1]] < 0).all()

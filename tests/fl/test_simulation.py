@@ -2,6 +2,7 @@ import fcntl
 import json
 import logging
 import math
+import shutil
 import threading
 
 import pytest
@@ -10,7 +11,9 @@ from fl import load_config
 from fl.errors import RoundFailedError, RunError
 from fl.model import Adapter
 from fl.simulation import ledger_folder, run
-from privacy.ledger import verify
+from privacy.accounting import gaussian_epsilon
+from privacy.ledger import Ledger, verify
+from privacy.plan import Plan
 
 DROPS = {0: {"north": "advertise"}, 1: {"east": "mask"}, 2: {"south": "confirm"}, 3: {"west": "unmask"}}
 
@@ -21,25 +24,29 @@ def model_hash(result):
     return adapter.hash(adapter.params)
 
 
-@pytest.mark.parametrize("private", [True, False], ids=["private", "public"])
-def test_ideal_and_secure_give_bitwise_the_same_model(toy, tmp_path, private):
-    """Under a test seed the protocol changes no bit of the model, with silences in different phases and without."""
-    hashes = {}
+@pytest.mark.parametrize("kind", ["private", "adaptive", "public"])
+def test_ideal_and_secure_give_bitwise_the_same_model(toy, tmp_path, kind):
+    """Under a test seed the protocol changes no bit of model and clip norm, with silences in different phases and without."""
+    hashes, clips = {}, {}
     for mode in ("secure", "ideal"):
         for silences in ({}, DROPS):
             out = tmp_path / f"{mode}-{len(silences)}"
             result = run(
-                toy(private=private, mode=mode, rounds=4),
+                toy(private=kind != "public", adaptive=kind == "adaptive", mode=mode, rounds=4),
                 out=out,
                 ledgers=tmp_path / "ledgers",
                 insecure_test_seed=1,
                 silences=silences,
             )
             hashes[mode, len(silences)] = model_hash(result)
+            clips[mode, len(silences)] = [(record.clip, record.within) for record in result.history]
             assert [len(names) for names in result.survivors] == ([3, 3, 4, 4] if silences else [4] * 4)
     assert hashes["secure", 0] == hashes["ideal", 0]
     assert hashes["secure", 4] == hashes["ideal", 4]
     assert hashes["secure", 0] != hashes["secure", 4]
+    for count in (0, 4):
+        assert clips["secure", count] == clips["ideal", count]
+        assert len(set(clips["secure", count])) == (4 if kind == "adaptive" else 1)
 
 
 def test_a_run_leaves_a_complete_folder(toy, tmp_path):
@@ -193,3 +200,60 @@ def test_waiting_for_a_data_set_has_an_end(toy, tmp_path, monkeypatch):
         with pytest.raises(RunError, match=r"another run has held this data set"):
             run(toy(private=True, rounds=1), out=tmp_path / "b", ledgers=ledgers)
     assert not (tmp_path / "b").exists()
+
+
+def test_persons_at_two_sites_are_booked_at_twice_the_steps(toy, toy_folder, tmp_path):
+    """With two silos and one table at two sites each has a ledger of its own, whose epsilon is that of twice the grid."""
+    folder = tmp_path / "data"
+    shutil.copytree(toy_folder, folder)
+    (folder / "site_west.csv").write_text((folder / "site_north.csv").read_text())
+    config = toy(f"data.path={folder}", "privacy.silos=2", private=True)
+    result = run(config, out=tmp_path / "run", ledgers=tmp_path / "ledgers", silences={})
+    plan = Plan.from_json((result.folder / "plan.json").read_text())
+    mu_squared = 2 * (2 * plan.grid / plan.sigma_effective(4)) ** 2
+    expected = gaussian_epsilon(mu_squared, plan.delta).upper
+    assert result.summary["epsilon"] == pytest.approx(expected, rel=1e-9)
+    assert expected > 1.5 * gaussian_epsilon(mu_squared / 4, plan.delta).upper
+    books = [verify(path).total for path in (tmp_path / "ledgers").glob("*.jsonl")]
+    assert [total.epsilon.upper for total in books] == pytest.approx([expected] * 4, rel=1e-9)
+    again = run(config, out=tmp_path / "again", ledgers=tmp_path / "ledgers", silences={})
+    assert set(again.summary["epsilon_lifetime"]) == {"east", "north", "south", "west"}
+    assert len(list((tmp_path / "ledgers").glob("*.jsonl"))) == 4
+    assert min(again.summary["epsilon_lifetime"].values()) > 1.2 * expected
+
+
+def test_an_adaptive_run_keeps_to_its_plan_and_draws_its_clip_norms(toy, tmp_path):
+    """Bit and update are one release: epsilon is that of the plan's noise, and the report shows C over the rounds."""
+    result = run(toy(private=True, adaptive=True), out=tmp_path / "run", ledgers=tmp_path / "ledgers", silences={})
+    plan = Plan.from_json((result.folder / "plan.json").read_text())
+    spent = gaussian_epsilon(2 * plan.mu(4) ** 2, plan.delta).upper
+    assert result.summary["epsilon"] == pytest.approx(spent, rel=1e-9)
+    assert plan.sensitivity > plan.grid
+    assert "clip norm C" in (result.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("mode", ["secure", "ideal"])
+def test_every_site_signs_the_runs_ledger(toy, tmp_path, mode):
+    """The head has the server's signature and each site's, all of the last entry; a site whose own ledger tells another story signs nothing."""
+    folder = tmp_path / "run"
+    silences = {1: {"west": "unmask"}}
+    run(toy(private=True, mode=mode, rounds=3), out=folder, ledgers=tmp_path / "ledgers", silences=silences)
+    report = verify(folder / "ledger.jsonl")
+    assert {each.party: each.seq for each in report.signatures} == dict.fromkeys(
+        ("server", "east", "north", "south", "west"), report.entries - 1
+    )
+
+
+def test_a_site_does_not_sign_what_it_did_not_see(toy, tmp_path, monkeypatch):
+    """A server that books other survivors than those that were signed is found by the first site."""
+    from privacy.ledger.chain import ChainError
+
+    real = Ledger.commit
+
+    def commit(self, reservation, *, survivors, transcript):
+        mine = survivors[:-1] if self.path.name == "ledger.jsonl" else survivors
+        return real(self, reservation, survivors=mine, transcript=transcript)
+
+    monkeypatch.setattr(Ledger, "commit", commit)
+    with pytest.raises(ChainError, match="survivors"):
+        run(toy(private=True, rounds=1), out=tmp_path / "run", ledgers=tmp_path / "ledgers")

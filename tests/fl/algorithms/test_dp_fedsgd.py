@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from fl.algorithms import Records, Server, dp_fedsgd
 from fl.algorithms.dp_fedsgd import CHUNK, chunk_size
 from fl.errors import ModelError
 from fl.model import LOSSES, Adapter, logistic
+from privacy.adaptive import AdaptiveClip
 from privacy.codec import GridCodec
 from privacy.plan import Plan
 
@@ -248,3 +250,21 @@ def test_block_has_the_plans_bound(net):
         ("update", plan.dimension, plan.bits, plan.bound)
     ]
     assert jnp.int32(plan.records_per_site) == algorithm.max_rows
+
+
+def test_each_records_bit_is_one_more_coordinate():
+    """With a clip norm that adapts the sum says how many gradients are within this round's C, and is scaled by it."""
+    adapter = Adapter.of(logistic(FEATURES, nnx.Rngs(0)))
+    rule = AdaptiveClip(quantile=0.5, learning_rate=0.2, bit_noise=20, expected=200, min_clip=0.1, max_clip=50)
+    plan = Plan.from_json(json.dumps(plan_for(adapter).to_fields() | {"adaptive": rule.to_fields(), "epsilon": 1.01}))
+    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, features=FEATURES)
+    assert algorithm.blocks[0].length == plan.dimension + 1
+    data = records(ROWS, algorithm.slots(ROWS))
+    rows, present = rows_of(adapter, algorithm, data)
+    norms = np.linalg.norm(rows[present].astype(float), axis=1)
+    for clip in (0.1, float(np.quantile(norms, 0.3)) + 1e-6, 50.0):
+        update, _ = algorithm.client_update(adapter.params, adapter.local, data, key=jax.random.key(0))
+        mean = algorithm.decode(algorithm.encode(update, clip), clip)
+        assert mean.bits == np.count_nonzero(norms <= clip) - ROWS / 2
+        clipped = rows[present] * np.minimum(1, clip / norms)[:, None]
+        np.testing.assert_allclose(mean.gradient, clipped.sum(axis=0) / plan.divisor, atol=1e-4 * clip)

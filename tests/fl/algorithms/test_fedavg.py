@@ -21,6 +21,7 @@ from fl.algorithms import (
 from fl.algorithms.fedavg import _orders
 from fl.errors import ConfigError
 from fl.model import LOSSES, Adapter, logistic
+from privacy.adaptive import AdaptiveClip
 from privacy.codec import FixedPoint
 from privacy.errors import InputError
 from privacy.plan import Plan
@@ -242,3 +243,29 @@ def test_client_level_privacy_sends_one_clipped_vector(adapter):
     assert mean.loss is None
     with pytest.raises(InputError, match=r"\['kernel'\]"):
         algorithm.encode(SiteUpdate(np.array([0, 0, np.nan, 0]), 1, 0.0))
+
+
+def test_a_clients_bit_is_one_more_coordinate(adapter):
+    """At the client level the bit says whether the change is within this round's C; the mean has the scale of that C."""
+    plan = Plan.solve(
+        epsilon=20.0,
+        unit="client",
+        relation="zero-out",
+        sites=4,
+        dropouts=1,
+        colluders=0,
+        clip=0.5,
+        adaptive=AdaptiveClip(quantile=0.5, learning_rate=0.2, bit_noise=1.0, expected=4, min_clip=0.1, max_clip=9.0),
+        records_per_site=1,
+        dimension=4,
+        rounds=4,
+        delta=1e-4,
+        divisor=4.0,
+    )
+    algorithm = build(adapter, LocalTraining(optax.sgd(0.1), 2), ClippedEncoding(adapter.schema.layout, plan))
+    assert algorithm.blocks[0].length == 5
+    update = SiteUpdate(np.array([3.0, 4.0, 0.0, 0.0]), 17, 0.1)
+    for clip, bits, length in ((0.5, -0.5, 0.5), (4.9, -0.5, 4.9), (5.1, 0.5, 5.0)):
+        mean = algorithm.decode(algorithm.encode(update, clip), clip)
+        assert mean.bits == bits
+        np.testing.assert_allclose(mean.gradient, [-0.6 * length / 4, -0.8 * length / 4, 0, 0], atol=1e-4)
