@@ -162,7 +162,11 @@ class ServerSession(Redacted):
                 outcomes[place] = error
         for place, content in zip(read, messages.verify_each(tuple(read.values()), self._host.roster), strict=True):
             outcomes[place] = content
-        return [self._take(state, *frame, found) for frame, found in zip(frames, outcomes, strict=True)]
+        errors = [self._take(state, *frame, found) for frame, found in zip(frames, outcomes, strict=True)]
+        for kept in filter(None, errors):
+            # The way that an error took through the code would keep the whole frame as long as the round keeps the reason.
+            kept.__traceback__ = kept.__context__ = kept.__cause__ = None
+        return errors
 
     def _check_awaited(self, sender: int) -> None:
         phase = PHASES[self._phase]

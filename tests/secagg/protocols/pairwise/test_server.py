@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import sys
 
 import pytest
 
@@ -479,6 +480,23 @@ def test_frames_that_come_together_are_taken_as_one_by_one(new_round):
         rd.session.close_phase()
     assert caught.value.alive == (0, 1, 2)
     assert {i: type(error) for i, error in caught.value.rejected.items()} == {3: PeerFault, 4: DeclinedError}
+
+
+def test_a_vector_that_is_not_taken_is_let_go(new_round):
+    """What is kept of a refused frame is the reason: with the error's way through the code the whole vector would stay as long as the round."""
+    rd = new_round()
+    rd.run("mask")
+    sent = rd.ask("mask")
+    end = 4 + int.from_bytes(sent[1][:4], "big")
+    header = rd.resign(sent[2][4:end], messages.MaskHeader, by=2, refused=(9,))
+    front = len(header).to_bytes(4, "big") + header
+    wrong = front + bytes(-len(front) % 16) + sent[2][end + -end % 16 :]
+    frames = [(1, sent[1][:-1]), (1, sent[1][:-1] + bytes([sent[1][-1] ^ 1])), (2, wrong)]
+    del wrong
+    before = [sys.getrefcount(frame) for _, frame in frames]
+    errors = rd.session.receive_many(frames)
+    assert [type(error) for error in errors] == [DecodeError, DecodeError, PeerFault]
+    assert [sys.getrefcount(frame) for _, frame in frames] == before
 
 
 def test_nothing_comes_of_nothing(new_round):
