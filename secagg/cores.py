@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,7 +41,9 @@ def spread(task: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 @cache
-def _workers() -> ThreadPoolExecutor:
+def _workers() -> "ThreadPoolExecutor":
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
+
     return ThreadPoolExecutor(max_workers=max(CORES - 1, 1), thread_name_prefix="secagg")
 
 

@@ -1,7 +1,6 @@
 """Runs one round over an engine, and accounts for its time and bytes."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -218,4 +217,4 @@ def faults_of(error: RoundError | PeerFault) -> tuple[Fault, ...]:
 
 def _medians(seconds: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
     known = {phase: seconds.get(phase, {}).values() for phase in PHASES}
-    return {phase: statistics.median(values) if values else 0.0 for phase, values in known.items()}
+    return {phase: float(np.median(list(values))) if values else 0.0 for phase, values in known.items()}
