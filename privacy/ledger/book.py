@@ -10,7 +10,6 @@ behind after a crash, which opening repairs. The file is locked while a `Ledger`
 The claims are of computational differential privacy, against whoever sees the sums.
 """
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -373,8 +372,10 @@ class Ledger:
 
 @cache
 def _versions() -> dict[str, str]:
+    from importlib import metadata  # noqa: PLC0415 - it brings the e-mail package along
+
     try:
-        own = importlib.metadata.version("secagg")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        own = metadata.version("secagg")
+    except metadata.PackageNotFoundError:  # run from a checkout
         own = "unknown"
     return {"secagg": own, "python": platform.python_version()}
