@@ -121,7 +121,7 @@ class Books:
         share = (entry["sigma_eff"] ** 2 + 9) / (survivors - plan["colluders"])  # each survivor's variance
         mu = steps / math.sqrt(share * (floor - plan["colluders"]) - 9)
         whole = math.isclose(entry["mu"] * entry["sigma_eff"], steps, rel_tol=1e-9)
-        right = whole and math.isclose(mu, 1 / plan["noise_multiplier"], rel_tol=1e-9)
+        right = whole and share > 63.999 and math.isclose(mu, 1 / plan["noise_multiplier"], rel_tol=1e-9)
         need(right, WRONG, "mu and sigma_eff do not follow from the plan and the survivors")
         return steps
 

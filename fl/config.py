@@ -179,8 +179,9 @@ class Simulation(_Section, frozen=True, kw_only=True):
         drop_rate: The part of the rounds in which one site goes silent.
         drop_site: Which; None: chosen by the seed.
         baselines: Also train without privacy, centralised, alone and federated, for comparison.
-        lifetime_epsilon: What each site allows on its data set over all runs, at this run's delta; None: no limit. It
-            stands in for a site's own policy, which no researcher sets.
+        lifetime_epsilon: What each site allows on its data set over all runs; None: no limit. It stands in for a site's
+            own policy, which no researcher sets.
+        lifetime_delta: What it is at. The policy's, and no run's: a run that asks for a larger delta gets no more.
         secure_only: Sites that take part under secure aggregation only. It stands in for their policies too.
     """
 
@@ -188,6 +189,7 @@ class Simulation(_Section, frozen=True, kw_only=True):
     drop_site: str | None = None
     baselines: bool = False
     lifetime_epsilon: Positive | None = None
+    lifetime_delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
     secure_only: tuple[str, ...] = ()
 
 

@@ -23,6 +23,7 @@ from fl.model import Adapter
 from fl.site import Agreement, require_capacity, require_secure
 from privacy.adaptive import AdaptiveClip
 from privacy.codec import FixedPoint
+from privacy.ledger.head import is_party
 from privacy.plan import Plan, PlanWarning
 from secagg.params import PHASES, RoundParams, SlackWarning
 
@@ -99,6 +100,8 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
         )
         for site in train.values():
             require_capacity(site, algorithm)
+            if not is_party(site.name):
+                raise DataError(f"site {ascii(site.name)[:80]}: a name has 1 to 200 characters that can be printed")
         for name in config.simulation.secure_only:
             require_secure(_known("simulation.secure_only", name, train), agreement)
         _require_distinct(train, plan.silos if plan is not None else 1)

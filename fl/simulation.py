@@ -318,7 +318,10 @@ class _Run:
 
     def _writer(self) -> str:
         """The server's name among those who sign its ledger."""
-        return "server" if "server" not in self.experiment.agreement.sites.values() else "the server"
+        name, taken = "server", set(self.experiment.agreement.sites.values())
+        while name in taken:
+            name = f"the {name}"
+        return name
 
     def _local(self) -> list[nnx.State[Any, Any]]:
         return [site.local for site in self.consortium.sites.values()]
@@ -386,8 +389,10 @@ def _smallest(epsilon: Mapping[str, float | None] | None) -> float | None:
 
 def _lifetime_budget(experiment: Experiment) -> Budget | None:
     """What every simulated site allows on its data set over all runs."""
-    limit, plan = experiment.config.simulation.lifetime_epsilon, experiment.agreement.plan
-    return None if limit is None or plan is None else Budget(limit, plan.delta)
+    policy = experiment.config.simulation
+    if policy.lifetime_epsilon is None or experiment.agreement.plan is None:
+        return None
+    return Budget(policy.lifetime_epsilon, policy.lifetime_delta)
 
 
 def ledger_folder() -> Path:

@@ -129,8 +129,11 @@ class AdaptiveClip:
         Raises:
             PlanError: it is outside [min_clip, max_clip].
         """
-        if not self.min_clip <= clip <= self.max_clip:  # NaN fails too
-            raise PlanError(f"clip = {clip} is outside [{self.min_clip:g}, {self.max_clip:g}], where the plan keeps it")
+        # A server names it: NaN fails too, and what is no float at all.
+        if not isinstance(clip, float) or not self.min_clip <= clip <= self.max_clip:
+            raise PlanError(
+                f"clip = {short(clip)} is outside [{self.min_clip:g}, {self.max_clip:g}], where the plan keeps it"
+            )
 
     def fraction(self, bits: float) -> float:
         """Fraction of the expected contributions within the clip norm, in [0, 1], from the noisy sum of bits minus one half.

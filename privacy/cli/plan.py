@@ -12,8 +12,8 @@ from privacy.accounting import EpsilonBound
 from privacy.accounting.gaussian import as_text
 from privacy.adaptive import AdaptiveClip
 from privacy.cli.output import json_option, print_json
-from privacy.errors import PlanError
-from privacy.ledger.storage import replace_file
+from privacy.errors import LedgerError, PlanError
+from privacy.ledger.storage import read_small, replace_file
 from privacy.plan import Plan, PlanWarning, epsilon_by_colluders, epsilon_by_rounds, signal
 from privacy.plan.plan import PlanRelation, Unit
 
@@ -126,10 +126,11 @@ def _require(given: dict[str, Any], names: Iterable[str]) -> None:
 
 def _read(path: Path) -> Plan:
     try:
-        with path.open("rb") as stream:
-            text = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
+        text = read_small(path)  # a pipe would wait for its writer
+    except LedgerError as error:
+        raise PlanError(str(error)) from error
+    if text is None:
+        raise PlanError(f"{path}: cannot be read: no such file")
     if len(text) > _MOST_BYTES:
         raise PlanError(f"{path}: more than {_MOST_BYTES} bytes are no plan")
     try:

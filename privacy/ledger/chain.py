@@ -178,6 +178,15 @@ def _is_survivors(value: object) -> bool:
     return len(set(value)) == len(value)
 
 
+def _is_body(value: object) -> bool:
+    """Whether this has the shape of a plan: an object of plain values, and of objects of them."""
+    return type(value) is dict and not any(
+        type(inner) in (dict, list)
+        for each in value.values()
+        for inner in (each.values() if type(each) is dict else (each,))
+    )
+
+
 _READER: Final = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=_float, parse_int=_integer)
 is_hash: Final = _matches("[0-9a-f]{64}")
 _is_id: Final = _matches("0|[1-9][0-9]{0,19}")
@@ -201,7 +210,7 @@ _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "closes": is_count,
     "survivors": _is_survivors,
     "transcript": _matches("([0-9a-f]{2}){0,64}"),
-    "body": lambda value: type(value) is dict,
+    "body": _is_body,
     "torn": _matches("[A-Za-z0-9+/]*={0,2}"),
 }
 

@@ -153,7 +153,7 @@ def witness(
     if after is not None:
         head: Head = next(iter(parse_heads(after, "the head that was signed last").heads.values()))
         check_head(head, books.hashes, ledger=source, source="the head that was signed last", behind=len(told))
-    pair = _Told(run, _releases(told).get(run, {}), _releases(own).get(run, {}), (True, False), site)
+    pair = _Told(run, _releases(told).get(run, {}), _releases(own).get(run, {}), (True, False), site, current=True)
     for finding in pair.findings():
         if finding.contradiction:
             raise ChainError(
@@ -173,8 +173,15 @@ class _Told:
         second: Mapping[int, list[_Release]],
         servers: tuple[bool, bool],
         site: int | None,
+        *,
+        current: bool = False,  # the server's ledger is of now, so that nothing of it is still to come
     ) -> None:
         self.run = run
+        self._current = current
+        self._latest = [
+            max(((number, each.reserved.attempt) for number, told in side.items() for each in told), default=(-1, -1))
+            for side in (first, second)
+        ]
         self.agree = 0
         self._sides = first, second
         self._servers = servers
@@ -190,19 +197,45 @@ class _Told:
             if not sides[index]:
                 yield self._absent(round, index, sides[1 - index])
                 return
-        left, right = ({each.commit.transcript: each.commit for each in side if each.commit} for side in sides)
-        for transcript in left.keys() & right.keys():
-            yield from self._settled(round, left.pop(transcript), right.pop(transcript))
-        # What one attempt settled, it settled for everybody: two transcripts of it cannot both be right.
-        attempts = [
-            {each.reserved.attempt: each.commit for each in side if each.commit and each.commit.transcript in open_}
-            for side, open_ in zip(sides, (left, right), strict=True)
-        ]
-        for attempt in sorted(attempts[0].keys() & attempts[1].keys()):
-            yield from self._settled(round, attempts[0].pop(attempt), attempts[1].pop(attempt))
+        attempts = sorted({each.reserved.attempt for side in sides for each in side})
+        told: list[dict[int, list[_Release]]] = [{attempt: [] for attempt in attempts} for _ in sides]
+        for side, by_attempt in zip(sides, told, strict=True):
+            for each in side:
+                by_attempt[each.reserved.attempt].append(each)
+        for attempt in attempts:
+            yield from self._attempt(round, told[0][attempt], told[1][attempt])
+
+    def _attempt(self, round: int, left: list[_Release], right: list[_Release]) -> Iterable[Finding]:  # noqa: A002 - as above
+        """Every attempt is booked by whoever sent and, before that, by the server: so they are held against each other one by one."""
+        pairs, alone = _pair(left, right)
+        seen = [-1, -1]  # last entry of either ledger that the other one has closed with the same transcript
+        for one, other in pairs:
+            if one.commit and other.commit:
+                if one.commit.transcript == other.commit.transcript:
+                    seen = [max(seen[0], one.reserved.seq), max(seen[1], other.reserved.seq)]
+                yield from self._settled(round, one.commit, other.commit)
+                continue
+            for name in ("plan", "private"):
+                said = [getattr(each.reserved, name) for each in (one, other)]
+                if said[0] != said[1]:
+                    yield Finding(self.run, round, name, _say(said[0]), _say(said[1]), contradiction=True)
+            for index, commit in enumerate((one.commit, other.commit)):
+                if commit:
+                    yield self._only(round, index, commit)
         for index in (0, 1):
-            for commit in attempts[index].values():
-                yield self._only(round, index, commit)
+            for each in alone[index]:
+                yield from self._unknown(round, index, each, before=seen[index])
+
+    def _unknown(self, round: int, index: int, release: _Release, *, before: int) -> Iterable[Finding]:  # noqa: A002 - as above
+        """One side has a release more of an attempt than the other; ``before``: the last one that the other side knows."""
+        attempt = release.reserved.attempt
+        if self._servers[1 - index]:
+            wrong = self._current or self._latest[1 - index] > (round, attempt) or release.reserved.seq < before
+        elif release.commit is None:  # of an attempt that the site kept out of
+            return
+        else:
+            wrong = self._site in release.commit.survivors
+        yield self._finding(round, "release", [f"a release in attempt {attempt}", "none"], index, contradiction=wrong)
 
     def _settled(self, round: int, first: Entry, second: Entry) -> Iterable[Finding]:  # noqa: A002 - as above
         told = [{name: getattr(entry, name) for name in _SETTLED} for entry in (first, second)]
@@ -223,9 +256,8 @@ class _Told:
         The server reserves before anybody sends, so a release that it does not know is one that it dropped, unless its
         ledger is of an earlier time; and a site that is in a sum has sent.
         """
-        later = any(number > round for number in self._sides[index])
         if self._servers[index]:
-            wrong = later
+            wrong = self._current or self._latest[index] > (round + 1, -1)  # a later round
         else:
             commits = [each.commit for each in others if each.commit]
             wrong = self._site is not None and any(self._site in commit.survivors for commit in commits)
@@ -235,6 +267,32 @@ class _Told:
     def _finding(self, round: int, field: str, said: list[str], index: int, *, contradiction: bool) -> Finding:  # noqa: A002 - as above
         first, second = said if index == 0 else reversed(said)
         return Finding(self.run, round, field, first, second, contradiction)
+
+
+def _pair(
+    left: Sequence[_Release], right: Sequence[_Release]
+) -> tuple[list[tuple[_Release, _Release]], tuple[list[_Release], list[_Release]]]:
+    """Releases of one attempt that are the same, by transcript where there is one; and those that only one side has.
+
+    There is more than one where a server stopped and took the round up again.
+    """
+    waiting: dict[str, list[_Release]] = {}
+    for each in reversed(right):
+        if each.commit:
+            waiting.setdefault(each.commit.transcript, []).append(each)
+    pairs, rest, taken = [], [], set()
+    for each in left:
+        same = waiting.get(each.commit.transcript) if each.commit else None
+        if same:
+            taken.add(same[-1].reserved.seq)
+            pairs.append((each, same.pop()))
+        else:
+            rest.append(each)
+    # What one attempt settled, it settled for everybody: two transcripts of it cannot both be right. So commits go first.
+    mine = sorted(rest, key=lambda each: each.commit is None)
+    theirs = sorted((each for each in right if each.reserved.seq not in taken), key=lambda each: each.commit is None)
+    both = min(len(mine), len(theirs))
+    return pairs + list(zip(mine[:both], theirs[:both], strict=True)), (mine[both:], theirs[both:])
 
 
 def _releases(told: Iterable[Entry]) -> dict[str, dict[int, list[_Release]]]:

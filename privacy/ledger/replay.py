@@ -14,6 +14,7 @@ from privacy.ledger.recompute import Claim
 from privacy.ledger.spend import Difference, LedgerTotal, RunTotal, Spend
 from privacy.plan import Plan, PlanWarning
 
+_BUDGET_TOLERANCE: Final = 1e-9  # between machines whose libraries round otherwise
 _DEFAULT_DELTA: Final = 1e-5  # of a ledger without any plan, whose epsilon is 0 whatever delta is
 
 
@@ -75,6 +76,7 @@ class Books:
         self.hashes: list[str] = []
         self.last_run = ""
         self.differences: dict[tuple[str, int], Difference] = {}
+        self._budgets: dict[str, float] = {}
         self._cohorts: dict[str, _Cohorts] = {}
         self._data_set_known = False
         self._first_release: int | None = None
@@ -162,6 +164,8 @@ class Books:
             raise ChainError(f"{self.path}, line {entry.seq + 1}: {plain(str(error))}") from error
         if entry.kind != "plan" and entry.plan is not None:
             run, spend = self.after(entry)
+            if entry.kind == "reserve":
+                self._check_budget(entry, run)
             if self._keep_claims:
                 self._claim(entry, run, spend)
             self.runs[entry.run], self.spend = run, spend
@@ -224,6 +228,17 @@ class Books:
         told = (entry.plan, entry.run, entry.round, entry.private)
         if told != (reserved.plan, reserved.run, reserved.round, reserved.private):
             raise ChainError(f"the commit does not agree with the reservation on line {entry.closes + 1}")
+
+    def _check_budget(self, entry: Entry, run: Spend) -> None:
+        """No writer books a release that its run's plan has no budget for, so whoever did has another program, or the key."""
+        plan = self.plans[entry.plan or ""]
+        most = self._budgets.setdefault(plan.hash, 0.0) or plan.budget().mu_squared
+        self._budgets[plan.hash] = most
+        if run.mu_squared() > most * (1 + _BUDGET_TOLERANCE):
+            raise ChainError(
+                f"{self.path}, line {entry.seq + 1}: run {plain(ascii(entry.run), 80)} has passed its plan's budget of "
+                f"epsilon = {plan.epsilon:g}"
+            )
 
     def _check_recovered(self, entry: Entry) -> None:
         try:

@@ -1,5 +1,6 @@
 """Several ledgers at once: each by itself, and what those of one data set come to together."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from privacy.errors import LedgerError
 from privacy.ledger.chain import ChainError
 from privacy.ledger.replay import Books
 from privacy.ledger.spend import LedgerTotal
+from privacy.ledger.storage import Lines, opened
 from privacy.ledger.verify import LedgerReport, examine
 
 RUN_LEDGER = "ledger.jsonl"  # in a run folder, beside other JSON lines
@@ -49,8 +51,18 @@ def ledgers_in(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         own = path / RUN_LEDGER
         if not found:
             raise LedgerError(f"{path}: no ledger in this folder")
-        result += [own] if own in found else found
+        result += [each for each in found if each == own or own not in found or not _is_other(each)]
     return result
+
+
+def _is_other(path: Path) -> bool:
+    """Whether a file beside a run's ledger is certainly no ledger: its first line is an object that is no chain's."""
+    try:
+        with opened(path) as descriptor:
+            first = json.loads(next(iter(Lines(descriptor, path)), b""))
+    except (LedgerError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and not {"prev", "seq", "kind"} & first.keys()
 
 
 def total_of(paths: Iterable[str | os.PathLike[str]], *, delta: float | None = None) -> list[DataSetTotal]:

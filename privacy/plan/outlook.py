@@ -37,8 +37,8 @@ def signal(plan: Plan) -> tuple[Signal, ...]:
     rows = []
     for survivors in _spread(plan.sites - plan.dropouts, plan.sites):
         coordinate = math.sqrt(survivors) * plan.sigma_local / plan.grid * plan.clip / plan.divisor
-        noise = coordinate * math.sqrt(plan.dimension)
-        rows.append(Signal(survivors, coordinate, noise, plan.clip / noise))
+        steps = math.sqrt(survivors) * plan.sigma_local / plan.grid * math.sqrt(plan.dimension)
+        rows.append(Signal(survivors, coordinate, coordinate * math.sqrt(plan.dimension), plan.divisor / steps))
     return tuple(rows)
 
 

@@ -284,7 +284,7 @@ def test_integers_of_64_bits_as_parameters(mixed):
 @pytest.mark.case("P19")
 def test_a_site_whose_data_are_used_up_says_no(tables, tmp_path):
     """Run after run on one data set, each within its plan: the site's lifetime budget ends it, before the vector leaves."""
-    config = config_of(tables(ROWS), "simulation.lifetime_epsilon=3.0", rounds=1)
+    config = config_of(tables(ROWS), "simulation.lifetime_epsilon=3.0", "simulation.lifetime_delta=1e-4", rounds=1)
     spent = []
     for number in range(2):
         result = run(config, out=tmp_path / f"run{number}", ledgers=tmp_path / "ledgers")

@@ -257,3 +257,17 @@ def test_a_site_does_not_sign_what_it_did_not_see(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Ledger, "commit", commit)
     with pytest.raises(ChainError, match="survivors"):
         run(toy(private=True, rounds=1), out=tmp_path / "run", ledgers=tmp_path / "ledgers")
+
+
+def test_a_larger_delta_buys_no_lifetime_budget(toy, tmp_path):
+    """The data set's policy has a delta of its own: a run that asks for a larger one is refused as one that does not."""
+    ledgers = tmp_path / "ledgers"
+    policy = ("simulation.lifetime_epsilon=1.0", "simulation.lifetime_delta=1e-5", "privacy.epsilon=1.0")
+    run(toy(*policy, "privacy.delta=1e-5", private=True, rounds=1), out=tmp_path / "a", ledgers=ledgers)
+    for number, delta in enumerate((1e-5, 1e-3)):
+        with pytest.raises(RoundFailedError, match="over all its runs"):
+            run(
+                toy(*policy, f"privacy.delta={delta}", "privacy.epsilon=0.9", private=True, rounds=1),
+                out=tmp_path / str(number),
+                ledgers=ledgers,
+            )

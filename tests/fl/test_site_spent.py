@@ -28,7 +28,14 @@ def spend(experiment, ledgers, names):
 @pytest.mark.parametrize("mode", ["secure", "ideal"])
 def test_a_spent_site_is_a_dropout_and_says_why(toy, tmp_path, mode):
     """Its vector never leaves, its ledger stays as it was, the others' sum is taken, and the server's own ledger goes on."""
-    config = toy("simulation.lifetime_epsilon=1.05", "privacy.epsilon=1.0", private=True, mode=mode, rounds=3)
+    config = toy(
+        "simulation.lifetime_epsilon=1.05",
+        "simulation.lifetime_delta=1e-4",
+        "privacy.epsilon=1.0",
+        private=True,
+        mode=mode,
+        rounds=3,
+    )
     experiment = prepare(config, "names only")
     files = spend(experiment, tmp_path / "ledgers", ["north"])
     before = files["north"].read_bytes()
@@ -46,7 +53,13 @@ def test_a_spent_site_is_a_dropout_and_says_why(toy, tmp_path, mode):
 
 def test_two_spent_sites_are_one_too_many(toy, tmp_path):
     """Below the least number of survivors the run ends with the reason, and nothing of the spent sites was booked."""
-    config = toy("simulation.lifetime_epsilon=1.05", "privacy.epsilon=1.0", private=True, rounds=3)
+    config = toy(
+        "simulation.lifetime_epsilon=1.05",
+        "simulation.lifetime_delta=1e-4",
+        "privacy.epsilon=1.0",
+        private=True,
+        rounds=3,
+    )
     files = spend(prepare(config, "names only"), tmp_path / "ledgers", ["north", "west"])
     before = {path: path.read_bytes() for path in files.values()}
     with pytest.raises(RoundFailedError, match=r"site (north|west) refused: .*over all its runs"):

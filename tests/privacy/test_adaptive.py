@@ -355,3 +355,11 @@ def test_the_first_clip_norm_changes_nothing_that_is_accounted():
         other.sigma_local,
     )
     assert one.accounted_epsilon() == other.accounted_epsilon()
+
+
+@pytest.mark.parametrize("clip", [1, True, "1", [1.0], None])
+def test_a_clip_norm_that_is_no_float_is_refused(clip):
+    """What a server names is checked for its kind first."""
+    adaptive = AdaptiveClip(quantile=0.5, learning_rate=0.2, bit_noise=9.0, expected=9.0, min_clip=0.1, max_clip=10.0)
+    with pytest.raises(PlanError, match="clip ="):
+        adaptive.check_clip(clip)

@@ -220,7 +220,7 @@ def test_countersign_takes_only_that_partys_head_of_this_chain(tmp_path):
     server = book(tmp_path / "server.jsonl", [(0, 0, ALL)], signer=SERVER, party="server")
     own = read_entries(book(tmp_path / "site.jsonl", [(0, 0, ALL), (1, 0, ALL)], data_set="ab"))
     rest = {"run": "run", "site": 0, "signer": NORTH}
-    early = witness(server.read_bytes(), own, **rest)
+    early = witness(server.read_bytes(), own[:3], **rest)
     book(server, [(1, 0, ALL)], signer=SERVER, party="server")
     late = witness(server.read_bytes(), own, **rest)
     fork = book(tmp_path / "fork.jsonl", [(0, 0, ALL, "ff")])
@@ -253,3 +253,52 @@ def test_unsigned_ledger_takes_no_countersignature(tmp_path):
     head = witness(path.read_bytes(), [], run="run", site=0, signer=NORTH)
     with Ledger(path) as ledger, pytest.raises(LedgerError, match="cannot sign"):
         ledger.countersign("north", head, key=NORTH_KEY)
+
+
+@pytest.mark.parametrize(
+    ("run", "ours", "theirs"),
+    [
+        ("run", [(0, 1, ALL, "ff")], [(0, 0, (0, 1, 2), "aa")]),  # attempt and transcript renamed
+        ("run", [(0, 2, ALL, "aa")], [(0, 0, None), (0, 1, None), (0, 2, ALL, "aa")]),  # failed attempts left out
+        ("run", [(0, 0, ALL)], [(0, 0, ALL), (1, 0, ALL)]),  # the tail left out, then signed
+        ("other", [(0, 0, ALL)], [(0, 0, ALL)]),  # the run under another name
+        ("run", [(0, 0, ALL, "bb")], [(0, 0, None), (0, 0, ALL, "bb")]),  # the reservation of a crash left out
+    ],
+)
+def test_a_ledger_that_lacks_a_release_of_ones_own_is_not_signed(tmp_path, run, ours, theirs):
+    """The server reserves first, so at hand-over its ledger has every release of the site, or tells another story."""
+    book(tmp_path / "server.jsonl", ours, run=run)
+    book(tmp_path / "site.jsonl", theirs, data_set="ab")
+    lines, own = (tmp_path / "server.jsonl").read_bytes(), read_entries(tmp_path / "site.jsonl")
+    with pytest.raises(ChainError, match="own ledger says"):
+        witness(lines, own, run="run", site=0, signer=NORTH)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ([(0, 1, ALL, "ff")], [(0, 0, (0, 1, 2), "aa")]),
+        ([(0, 0, ALL, "ff")], [(0, 1, (0, 1, 2), "aa")]),
+        ([(0, 2, ALL, "aa")], [(0, 0, None), (0, 1, None), (0, 2, ALL, "aa")]),
+        ([(0, 0, (0, 1, 2), "aa"), (0, 1, ALL, "aa")], [(0, 0, ALL, "aa")]),
+    ],
+)
+def test_attempts_are_held_against_each_other(pair, ours, theirs):
+    """Another attempt or transcript hides no other survivors, and no release that was forgotten."""
+    assert pair(ours, theirs, site=0).contradictions
+
+
+def test_open_reservations_under_two_plans_contradict(tmp_path):
+    """A release that nobody closed was still made under one plan."""
+    book(tmp_path / "server.jsonl", [(0, 0, None)], plan=Plan.solve(**FIELDS | {"epsilon": 0.1}))
+    book(tmp_path / "site.jsonl", [(0, 0, None)], data_set="ab")
+    found = compare(tmp_path / "server.jsonl", tmp_path / "site.jsonl").contradictions
+    assert [each.field for each in found] == ["plan"]
+
+
+def test_honest_retries_are_signed(tmp_path):
+    """A crash, a failed attempt and rounds without this site are no contradiction."""
+    book(tmp_path / "server.jsonl", [(0, 0, None), (0, 0, ALL, "bb"), (1, 0, None), (1, 1, (1, 2, 3)), (2, 0, ALL)])
+    book(tmp_path / "site.jsonl", [(0, 0, None), (0, 0, ALL, "bb"), (2, 0, ALL)], data_set="ab")
+    lines, own = (tmp_path / "server.jsonl").read_bytes(), read_entries(tmp_path / "site.jsonl")
+    assert witness(lines, own, run="run", site=0, signer=NORTH)
