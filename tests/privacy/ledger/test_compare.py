@@ -302,3 +302,13 @@ def test_honest_retries_are_signed(tmp_path):
     book(tmp_path / "site.jsonl", [(0, 0, None), (0, 0, ALL, "bb"), (2, 0, ALL)], data_set="ab")
     lines, own = (tmp_path / "server.jsonl").read_bytes(), read_entries(tmp_path / "site.jsonl")
     assert witness(lines, own, run="run", site=0, signer=NORTH)
+
+
+def test_a_ledger_beyond_its_plans_budget_does_not_verify(tmp_path, monkeypatch):
+    """Eighty rounds at the floor under a plan for forty, by a writer that checked nothing, are refused by whoever reads them."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_check_budgets", lambda *_: None)
+        patched.setattr("privacy.ledger.replay.Books._check_budget", lambda *_: None)
+        book(tmp_path / "ledger.jsonl", [(number, 0, (0, 1, 2)) for number in range(80)])
+    with pytest.raises(ChainError, match="budget"):
+        verify(tmp_path / "ledger.jsonl")
