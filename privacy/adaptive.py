@@ -22,7 +22,6 @@ is post-processing. C falls when more than gamma of the norms are within it.
 """
 
 import math
-import sys
 from dataclasses import asdict, dataclass, fields
 from reprlib import repr as short
 from typing import Any, Final, Self
@@ -32,6 +31,7 @@ import numpy.typing as npt
 
 from privacy.codec import GridCodec, Leaves
 from privacy.errors import InputError, PlanError
+from privacy.reading import check_keys, check_real
 
 _GROUP: Final = 1 << 19  # coordinates worked on at a time; 4 MiB of float64
 
@@ -70,10 +70,8 @@ class AdaptiveClip:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-                raise PlanError(f"adaptive.{each.name} = {short(value)} is not a finite positive number")
-            object.__setattr__(self, each.name, float(value))
+            value = check_real(f"adaptive.{each.name}", getattr(self, each.name))
+            object.__setattr__(self, each.name, value)
         if self.quantile >= 1:
             raise PlanError(f"adaptive.quantile = {self.quantile} is not below 1")
         if self.learning_rate > 1:
@@ -90,11 +88,7 @@ class AdaptiveClip:
         """
         if not isinstance(data, dict):
             raise PlanError(f"adaptive = {short(data)} is not an object")
-        names = {each.name for each in fields(cls)}
-        for what, keys in (("unknown", data.keys() - names), ("missing", names - data.keys())):
-            if keys:
-                named = ", ".join(f"adaptive.{short(key)[1:-1]}" for key in sorted(keys)[:8])
-                raise PlanError(f"{what} keys in the plan: {named}")
+        check_keys(data, (each.name for each in fields(cls)), prefix="adaptive.")
         return cls(**data)
 
     def to_fields(self) -> dict[str, float]:

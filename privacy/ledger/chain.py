@@ -29,6 +29,7 @@ import rfc8785
 
 from privacy.errors import LedgerError, PlanError
 from privacy.plan import Plan
+from privacy.reading import unique_keys
 
 GENESIS: Final = "0" * 64
 MAX_ENTRY: Final = 1 << 18  # bytes of a line that is written; twelve thousand survivors fit
@@ -105,20 +106,6 @@ _KEYS: Final[Mapping[str, frozenset[str]]] = {
     "commit": _COMMON | _SPENT | {"round", "closes", "survivors", "transcript", "sigma_eff"},
     "recovered": _COMMON | _SPENT | {"draws", "torn"},
 }
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object, refusing a key that is given twice: json's ``object_pairs_hook``.
-
-    Guarantees:
-        Linear in the keys, however they repeat.
-    """
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {_short(twice)} is given twice")
-    return result
 
 
 def _float(text: str) -> float:

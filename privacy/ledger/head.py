@@ -19,8 +19,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.errors import LedgerError
-from privacy.ledger.chain import ChainError, is_count, is_hash, is_text, unique_keys
+from privacy.ledger.chain import ChainError, is_count, is_hash, is_text
 from privacy.ledger.storage import read_small
+from privacy.reading import unique_keys
 
 WRITER: Final = "writer"  # of a heads file that names nobody
 

@@ -232,8 +232,9 @@ class Books:
     def _check_budget(self, entry: Entry, run: Spend) -> None:
         """No writer books a release that its run's plan has no budget for, so whoever did has another program, or the key."""
         plan = self.plans[entry.plan or ""]
-        most = self._budgets.setdefault(plan.hash, 0.0) or plan.budget().mu_squared
-        self._budgets[plan.hash] = most
+        most = self._budgets.get(plan.hash)
+        if most is None:
+            most = self._budgets[plan.hash] = plan.budget().mu_squared
         if run.mu_squared() > most * (1 + _BUDGET_TOLERANCE):
             raise ChainError(
                 f"{self.path}, line {entry.seq + 1}: run {plain(ascii(entry.run), 80)} has passed its plan's budget of "

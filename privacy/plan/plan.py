@@ -22,9 +22,9 @@ from privacy.budget import Budget
 from privacy.codec import GridCodec
 from privacy.errors import PlanError
 from privacy.noise import sigma_effective, sigma_local
-from privacy.plan.reading import FORMAT, check_count, check_keys, check_real, read_object
 from privacy.plan.solving import MARGIN, solve_third
 from privacy.plan.words import explain
+from privacy.reading import FORMAT, check_count, check_keys, check_real, read_object
 from privacy.sampling import MAX_SIGMA, TAIL_SIGMAS
 
 Unit = Literal["record", "client"]

@@ -11,7 +11,7 @@ from typing import Final
 from privacy.accounting.gaussian import SAMPLER_DISTANCE, as_text, closed_form, with_sampler
 from privacy.budget import Budget
 from privacy.errors import PlanError
-from privacy.plan.reading import check_count, check_real
+from privacy.reading import check_count, check_real
 
 MARGIN: Final = 1e-9  # rounding of T summed spends; the last planned round must still fit
 

@@ -323,8 +323,7 @@ class CollectingShares(Redacted):
             deliveries = []
             for dealer in view.graph.within(client, deals):
                 deal = deals[dealer]
-                path = deal.tree.paths[deal.places[client]]
-                deliveries.append(messages.Delivery(deal.header, deal.leaves[client], path))
+                deliveries.append(messages.Delivery(deal.header, deal.leaves[client], deal.path(client)))
             return messages.encode(messages.SharedFrame(header, tuple(deliveries)))
 
         return Sharers(self._state, deals), Outbox(members, answer)

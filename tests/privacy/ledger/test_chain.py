@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.ledger.chain import ChainError, decode, encode, entries, torn_counts, torn_text, unique_keys
+from privacy.ledger.chain import ChainError, decode, encode, entries, torn_counts, torn_text
 
 VALUES = {
     "seq": 0,
@@ -160,11 +160,3 @@ def test_messages_are_short_and_plain():
         assert len(str(caught.value)) < 200
         assert str(caught.value).isascii()
         assert str(caught.value).isprintable()
-
-
-def test_keys_given_twice_are_found_in_linear_time():
-    """A megabyte of keys whose last is doubled is told at once: the keys are looked at once each."""
-    pairs = [(str(number), 0) for number in range(200_000)] + [("199999", 1)]
-    with pytest.raises(ValueError, match="'199999' is given twice"):
-        unique_keys(pairs)
-    assert unique_keys([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from privacy.errors import PlanError
-from privacy.plan.reading import check_count, check_keys, check_real, read_object, unique_keys
+from privacy.reading import check_count, check_keys, check_real, read_object, unique_keys
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, 0, -1, 1 << 53])
@@ -83,3 +83,11 @@ def test_names_and_values_of_strangers_are_shown_short_and_plain(name):
     with pytest.raises(PlanError) as error:
         check_count("rounds", name * 10_000, 1)
     assert len(str(error.value)) < 200
+
+
+def test_keys_given_twice_are_found_in_linear_time():
+    """A megabyte of keys whose last is doubled is told at once: the keys are looked at once each."""
+    pairs = [(str(number), 0) for number in range(200_000)] + [("199999", 1)]
+    with pytest.raises(ValueError, match="'199999' is given twice"):
+        unique_keys(pairs)
+    assert unique_keys([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}

@@ -33,12 +33,17 @@ def check_real(name: str, value: object) -> float:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object, refusing a key that is given twice: json's ``object_pairs_hook``; linear in the keys."""
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"key {short(name)} is given twice")
-        result[name] = value
+    """Make a JSON object, refusing a key that is given twice: json's ``object_pairs_hook``.
+
+    Guarantees:
+        Linear in the keys, however they repeat.
+    """
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        named = ascii(twice)
+        raise ValueError(f"key {named if len(named) <= 80 else named[:80] + '...'} is given twice")
     return result
 
 
@@ -57,7 +62,7 @@ def check_keys(keys: Iterable[str], known: Iterable[str], *, optional: Iterable[
     there, may = set(keys), set(known)
     for what, wrong in (("unknown", there - may), ("missing", may - set(optional) - there)):
         if wrong:
-            named = sorted(prefix + (key if key.isascii() and key.isidentifier() else ascii(key)) for key in wrong)
+            named = sorted(prefix + (key if key.isascii() and key.isidentifier() else ascii(key))[:40] for key in wrong)
             text = ", ".join(named[:8])[:400] + (f" and {len(named) - 8} more" if len(named) > 8 else "")
             raise PlanError(f"{what} keys in the plan: {text}")
 
