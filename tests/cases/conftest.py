@@ -4,6 +4,9 @@ A test of this folder is marked `@pytest.mark.case("S1")`; `rows.json` has the r
 Nothing here may be skipped: a report that says so becomes a failure.
 """
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -73,28 +76,13 @@ def total():
     return added
 
 
-HOSPITALS = {
-    "unit": "record",
-    "relation": "add-remove",
-    "sites": 4,
-    "dropouts": 1,
-    "colluders": 1,
-    "clip": 1.0,
-    "records_per_site": 303,
-    "dimension": 40,
-    "rounds": 40,
-    "delta": 1e-4,
-    "epsilon": 1.0,
-    "divisor": 720.0,
-}
-
-
 @pytest.fixture(scope="session")
 def plan_of():
     """`plan_of(**fields)`: a privacy plan of four hospitals, solved for what is left out; None takes a field away."""
+    hospitals = json.loads((Path(__file__).parents[1] / "heart_plan.json").read_text(encoding="utf-8"))
 
     def build(**fields):
-        return Plan.solve(**{name: value for name, value in (HOSPITALS | fields).items() if value is not None})
+        return Plan.solve(**{name: value for name, value in (hospitals | fields).items() if value is not None})
 
     return build
 

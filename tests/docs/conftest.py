@@ -13,20 +13,7 @@ from privacy.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 SIGNERS = {name: Ed25519PrivateKey.from_private_bytes(bytes([at]) * 32) for at, name in enumerate(["server", "north"])}
-PLAN = Plan.solve(
-    unit="record",
-    relation="add-remove",
-    sites=4,
-    dropouts=1,
-    colluders=1,
-    clip=1.0,
-    records_per_site=303,
-    dimension=40,
-    rounds=40,
-    delta=1e-4,
-    epsilon=1.0,
-    divisor=720.0,
-)
+PLAN = Plan.solve(**json.loads((Path(__file__).parents[1] / "heart_plan.json").read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="session")

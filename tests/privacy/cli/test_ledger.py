@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -8,20 +9,7 @@ from privacy.accounting.gaussian import as_text
 from privacy.ledger import Ledger, witness
 from privacy.plan import Plan
 
-PLAN = Plan.solve(
-    unit="record",
-    relation="add-remove",
-    sites=4,
-    dropouts=1,
-    colluders=1,
-    clip=1.0,
-    records_per_site=303,
-    dimension=40,
-    rounds=40,
-    delta=1e-4,
-    epsilon=1.0,
-    divisor=720.0,
-)
+PLAN = Plan.solve(**json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8")))
 
 
 @pytest.fixture

@@ -19,20 +19,7 @@ from privacy.plan import Plan
 
 ROOT = Path(__file__).parents[3]
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-FIELDS = {
-    "unit": "record",
-    "relation": "add-remove",
-    "sites": 4,
-    "dropouts": 1,
-    "colluders": 1,
-    "clip": 1.0,
-    "records_per_site": 303,
-    "dimension": 40,
-    "rounds": 40,
-    "delta": 1e-4,
-    "epsilon": 1.0,
-    "divisor": 720.0,
-}
+FIELDS = json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8"))
 PLAN = Plan.solve(**FIELDS)
 TRANSCRIPT = "ab" * 32
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import rfc8785
@@ -13,20 +14,7 @@ from privacy.plan import Plan
 
 SERVER, NORTH, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([at]) * 32) for at in range(3))
 NORTH_KEY = NORTH.public_key().public_bytes_raw().hex()
-FIELDS = {
-    "unit": "record",
-    "relation": "add-remove",
-    "sites": 4,
-    "dropouts": 1,
-    "colluders": 1,
-    "clip": 1.0,
-    "records_per_site": 303,
-    "dimension": 40,
-    "rounds": 40,
-    "delta": 1e-4,
-    "epsilon": 1.0,
-    "divisor": 720.0,
-}
+FIELDS = json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8"))
 PLAN = Plan.solve(**FIELDS)
 ALL = (0, 1, 2, 3)
 

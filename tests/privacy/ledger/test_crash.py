@@ -18,20 +18,7 @@ SIGNERS = {
 KEYS = {name: signer.public_key().public_bytes_raw().hex() for name, signer in SIGNERS.items()}
 DATA = {"server": None, "site": "ab"}
 ROUNDS = 2
-PLAN = Plan.solve(
-    unit="record",
-    relation="add-remove",
-    sites=4,
-    dropouts=1,
-    colluders=1,
-    clip=1.0,
-    records_per_site=303,
-    dimension=40,
-    rounds=40,
-    delta=1e-4,
-    epsilon=1.0,
-    divisor=720.0,
-)
+PLAN = Plan.solve(**json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8")))
 FLOOR, FULL = PLAN.mu(3) ** 2, PLAN.mu(4) ** 2
 
 

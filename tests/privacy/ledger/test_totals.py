@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from privacy.accounting.gaussian import closed_form
@@ -7,20 +10,7 @@ from privacy.ledger.chain import ChainError
 from privacy.ledger.totals import ledgers_in
 from privacy.plan import Plan
 
-FIELDS = {
-    "unit": "record",
-    "relation": "add-remove",
-    "sites": 4,
-    "dropouts": 1,
-    "colluders": 1,
-    "clip": 1.0,
-    "records_per_site": 303,
-    "dimension": 40,
-    "rounds": 40,
-    "delta": 1e-4,
-    "epsilon": 1.0,
-    "divisor": 720.0,
-}
+FIELDS = json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8"))
 PLAN = Plan.solve(**FIELDS)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 import rfc8785
@@ -16,20 +17,7 @@ SIGNERS = {
     for at, name in enumerate(["server", "north", "south", "stranger"])
 }
 KEYS = {name: signer.public_key().public_bytes_raw().hex() for name, signer in SIGNERS.items()}
-PLAN = Plan.solve(
-    unit="record",
-    relation="add-remove",
-    sites=4,
-    dropouts=1,
-    colluders=1,
-    clip=1.0,
-    records_per_site=303,
-    dimension=40,
-    rounds=40,
-    delta=1e-4,
-    epsilon=1.0,
-    divisor=720.0,
-)
+PLAN = Plan.solve(**json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8")))
 
 
 def release(ledger, number, *, transcript="ab", private=True, data_set=None):

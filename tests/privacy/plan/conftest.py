@@ -1,22 +1,12 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from privacy.adaptive import AdaptiveClip
 from privacy.plan import Plan
 
-HEART = {
-    "unit": "record",
-    "relation": "add-remove",
-    "sites": 4,
-    "dropouts": 1,
-    "colluders": 1,
-    "clip": 1.0,
-    "records_per_site": 303,
-    "dimension": 40,
-    "rounds": 40,
-    "delta": 1e-4,
-    "epsilon": 1.0,
-    "divisor": 720.0,
-}
+HEART = json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

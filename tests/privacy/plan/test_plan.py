@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +13,7 @@ from privacy.codec import GridCodec
 from privacy.errors import PlanError
 from privacy.plan import Plan, PlanWarning
 
-HEART = {
-    "unit": "record",
-    "relation": "add-remove",
-    "sites": 4,
-    "dropouts": 1,
-    "colluders": 1,
-    "clip": 1.0,
-    "records_per_site": 303,
-    "dimension": 40,
-    "rounds": 40,
-    "delta": 1e-4,
-    "epsilon": 1.0,
-    "divisor": 720.0,
-}
+HEART = json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8"))
 ADAPTIVE = AdaptiveClip(quantile=0.5, learning_rate=0.2, bit_noise=36.0, expected=720.0, min_clip=0.01, max_clip=100.0)
 
 
