@@ -99,7 +99,8 @@ class RoundParams:
         blocks: The vectors to sum.
         threshold: Shares needed to open a secret, t. None: the smallest sound one for `colluders`, or the one that comes with
             the degree of a sparse graph.
-        colluders: Clients, c, that may cheat or share what they see with the server.
+        colluders: Clients, c, that may cheat or share what they see with the server; on a sparse graph against a curious
+            server only share.
         dropouts: Clients, r, that may go silent. None: as many as the threshold and the quorum leave room for; on a sparse
             graph one in twenty.
         suite: "hybrid" (ML-KEM-768 + X25519) or "classical" (X25519).
@@ -110,8 +111,9 @@ class RoundParams:
         round: Round number (u64), 0 is valid.
         app_context: 32-byte hash of everything at the application that determines the inputs (model, plan, reservation).
         min_survivors: Fewest vectors that a sum may contain. None: max(n - r, quorum).
-        adversary: "lying" (a server that may show different things to different clients) or "curious" (waives the
-            rules that only a lying server makes necessary: 2t > n + c, or the bounds of a sparse graph at 2^-104).
+        adversary: "lying" (a server that may show different things to different clients) or "curious" (waives 2t > n + c,
+            or the bounds of a sparse graph at 2^-104). A sparse curious round does not cover clients that cheat: everybody
+            has to follow the protocol, the colluders too.
 
     Raises:
         ParameterError: Infeasible or unsound; the message has the numbers.
@@ -247,7 +249,7 @@ class RoundParams:
             )
         if found.correctness_bits < graph.CORRECTNESS_BITS:
             warnings.warn(
-                f"degree k = {k}, threshold t = {t}: {r} silent clients end the round with probability up to "
+                f"degree k = {k}, threshold t = {t}: {missing} silent clients end the round with probability up to "
                 f"2^-{found.correctness_bits:.1f}, since somebody's secrets then have fewer than t holders left",
                 SlackWarning,
                 stacklevel=6,

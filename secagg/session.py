@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,18 @@ class Fault:
 
     def __repr__(self) -> str:
         return f"Fault(parties={self.parties}, message={self.message!r}, evidence={sorted(self.evidence)})"
+
+
+class StoppedError(LocalError):
+    """An error on the server's own side that ended a round; `__cause__` is that error.
+
+    Attributes:
+        rejected: Why clients were missing by then, by client id: what was found about them is not lost with the round.
+    """
+
+    def __init__(self, message: str, rejected: Mapping[int, SecaggError] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.rejected = dict(rejected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +138,7 @@ def run_round(
         RoundError: Too few clients were left. `faults_of` has what was found about those that are missing.
         PeerFault: A client is provably corrupt in a way that ends the round; nothing is published. It has the evidence, and
             `faults_of` has it together with what was found about others before; the next round should go without them.
-        LocalError: The spool could not keep a vector.
+        StoppedError: The spool could not keep a vector or give it back, or the server's key gave no signature. `faults_of` likewise.
         ParameterError: A member of the cohort cannot be reached by the engine, or is not on the roster.
     """
     unreachable = sorted(set(params.cohort) - set(engine.peers))
@@ -147,11 +160,15 @@ def run_round(
                     case UnexpectedFrameError() | DecodeError():
                         ignored.append((phase, sender, str(error)))
                     case LocalError():
-                        raise error
+                        raise StoppedError(str(error), session.rejected) from error
         bytes_down[phase] = frames.bytes
         server_seconds[before] += frames.seconds
         start = time.perf_counter()
-        frames, before = _Metered(session.close_phase()), phase
+        try:
+            answers = session.close_phase()
+        except LocalError as error:
+            raise StoppedError(str(error), session.rejected) from error
+        frames, before = _Metered(answers), phase
         server_seconds[phase] += time.perf_counter() - start
     result = session.result
     return RoundOutcome(
@@ -205,7 +222,7 @@ def faults(rejected: Mapping[int, SecaggError]) -> tuple[Fault, ...]:
     return tuple(found)
 
 
-def faults_of(error: RoundError | PeerFault) -> tuple[Fault, ...]:
+def faults_of(error: RoundError | PeerFault | StoppedError) -> tuple[Fault, ...]:
     """What was found about clients in a round that ended with an error, as `RoundOutcome.faults` has it for one that did not.
 
     Args:

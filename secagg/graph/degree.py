@@ -3,9 +3,11 @@
 The n clients stand on a ring in uniformly random order, each next to its k/2 nearest on either side (k even). Client i's
 secrets have k + 1 holders, N(i) and i itself, and open with t shares. Corrupt clients are fixed before the order is drawn.
 
-Curious server (follows the protocol; who goes silent does not depend on the order), at most 2^-40:
+Curious server (everybody follows the protocol, corrupt clients too; who goes silent does not depend on the order), at most 2^-40:
     an honest client has t corrupt neighbours, or the honest survivors are not connected on the ring.
-Lying server (chooses who is listed as alive after it has seen the order, and can try 2^64 orders), at most 2^-104 per order:
+    Clients that cheat are not covered: by refusing others falsely they choose who drops out, after they have seen the order.
+Lying server (chooses who is listed as alive after it has seen the order, and can try 2^64 orders) and clients that cheat, at most
+2^-104 per order:
     an honest client i has so many corrupt neighbours c_i that 2t <= k + 1 + c_i, or two disjoint stretches of k/2 places
     hold at least t - k/2 - 1 corrupt clients each.
 Correctness, at most 2^-20: somebody's secrets are left with fewer than t holders by r clients that go silent.
@@ -76,8 +78,8 @@ def choose(n: int, corrupt: float, dropout: float, adversary: str = "lying") -> 
 
     Args:
         n: Clients in the cohort, 3 … 10^6.
-        corrupt: Clients that may cheat or share what they see with the server. A float is a fraction in [0, 1), rounded down for
-            a curious and up for a lying server; an int is a count.
+        corrupt: Clients that may share what they see with the server, and beside a lying one also cheat. A float is a fraction
+            in [0, 1), rounded down for a curious and up for a lying server; an int is a count.
         dropout: Clients that may go silent, in the same form and rounded the same way.
         adversary: "lying" or "curious".
 
@@ -115,9 +117,9 @@ def bounds(  # noqa: PLR0917 - the numbers of one formula, in the order in which
     """What is proved about a graph.
 
     Args:
-        n: Clients in the cohort, 3 … 10^6. Curious: the places on the ring. Lying: the most there are; the bound covers every
-            ring of n - r … n places, since the server chooses who stands on it.
-        colluders: At most so many corrupt clients, c.
+        n: Clients in the cohort, 3 … 10^6. Curious: the places on the ring. Lying: the most there are; as a reserve the bound
+            covers every ring of n - r … n places.
+        colluders: At most so many corrupt clients, c. Curious: they follow the protocol.
         dropouts: At most so many silent clients, r. Lying: a sum has at least n - r contributions, or clients refuse it.
         degree: k, even and below n - 1, or n - 1 for the complete graph.
         threshold: t in 2 … k.
@@ -205,7 +207,7 @@ def _log_incorrect(case: _Case, k: int) -> _Floats:
 def _log_corrupt_neighbours(case: _Case, k: int) -> _Floats:
     """Log-probabilities of 0 … k corrupt neighbours of an honest client; shape (k + 1,).
 
-    A lying server can leave r honest clients out of the ring; on a ring of k + 1 or fewer everybody is a neighbour.
+    Lying: on the smallest ring that the reserve covers; on one of k + 1 or fewer everybody is a neighbour.
     """
     n, c, r, curious = case
     others = n - 1 if curious else max(n - r - 1, k)

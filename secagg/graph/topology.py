@@ -106,7 +106,7 @@ def build(cohort: tuple[int, ...], members: tuple[int, ...], degree: int, transc
         transcript: T1, 32 bytes.
 
     Guarantees:
-        Every permutation is as likely as any other when T1 is uniform.
+        The ring is computationally indistinguishable from a uniform one when T1 is uniform: it comes from a keystream.
         Neighbourhood is mutual.
     """
     ring = None if len(cohort) <= degree + 1 else tuple(cohort[i] for i in _permutation(len(cohort), transcript))

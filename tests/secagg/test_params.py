@@ -184,6 +184,15 @@ def test_a_sparse_graph_that_dropouts_can_break_is_warned_about():
         params(300, colluders=3, dropouts=60, degree=120, threshold=96)
 
 
+def test_the_warning_about_a_sparse_graph_counts_all_who_may_be_missing():
+    """Fewer survivors than n - r are agreed on: the probability is that of so many silent clients, and so is the number."""
+    fields = {"colluders": 3, "dropouts": 15, "degree": 120, "threshold": 96}
+    params(300, **fields)
+    found = graph.bounds(300, 3, 35, 120, 96).correctness_bits
+    with pytest.warns(SlackWarning, match=rf"35 silent clients .* up to 2\^-{found:.1f}, "):
+        params(300, **fields, min_survivors=265)
+
+
 def test_s5_a_weight_above_its_maximum_is_refused():
     """A value of 5 000 in a block whose bound is 1 000 does not enter the round."""
     with pytest.raises(mask.InputError, match=r"block 'weight': values 5000\.\.5000 are outside \+-1000"):

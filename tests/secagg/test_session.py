@@ -18,6 +18,7 @@ from secagg.errors import (
     ParameterError,
     PeerFault,
     PolicyError,
+    SpoolError,
 )
 from secagg.params import PHASES, Block, RoundParams
 from secagg.protocols.pairwise import ClientSession, decline, share
@@ -375,6 +376,45 @@ def test_the_rounds_opening_is_the_encoded_parameters(start):
     kinds = (messages.AdvertisedFrame, messages.SharedFrame, messages.Signed, messages.Signed)
     for phase, kind in zip(PHASES[1:], kinds, strict=True):
         assert all(messages.decode(x, kind) for x in first[phase].values())
+
+
+def refusing(frame, identity, *dealers):
+    """A mask frame whose header, signed anew, says that its sender refused these dealers."""
+    end = 4 + int.from_bytes(frame[:4], "big")
+    header = messages.decode(messages.decode(frame[4:end], messages.Signed).payload, messages.MaskHeader)
+    front = messages.seal(msgspec.structs.replace(header, refused=dealers), identity.sign)
+    front = len(front).to_bytes(4, "big") + front
+    return front.ljust(messages.body_start(len(front)), b"\0") + frame[messages.body_start(end) :]
+
+
+@pytest.mark.parametrize("method", ["put", "get"])
+def test_what_was_found_before_a_spool_failed_is_in_its_error(start, method):
+    """A wrong key in exchange 1, then a disk that takes no vector or gives none back: the error has the finding, with its evidence."""
+    engine, p, server, roster, _ = start(n=10, colluders=1, dropouts=3)
+    identities, _, _ = parties(p.cohort, p.suite)
+
+    def change(phase, replies):
+        if phase == "advertise":
+            return replies | {4: wrong_key(p, 4, replies[4])}
+        if phase != "mask":
+            return replies
+        # Client 0 says that it refused three dealers with c = 1; client 1 refuses one, so that a vector that was added is wanted again.
+        refused = {
+            client: refusing(replies[client], identities[client], *who) for client, who in ((0, (1, 2, 3)), (1, (2,)))
+        }
+        return replies | refused
+
+    def fail(*_):
+        raise SpoolError("the disk is gone")
+
+    spool = MemorySpool()
+    setattr(spool, method, fail)
+    with pytest.raises(LocalError, match=r"^the disk is gone$") as caught:
+        run_round(Wrapped(engine, change), p, server, roster, spool=spool)
+    found = faults_of(caught.value)
+    assert [fault.parties for fault in found] == [(4,), (0,)]
+    assert all("proves" in check(fault.evidence, fault.parties[0], p, roster) for fault in found)
+    assert isinstance(caught.value.__cause__, SpoolError)
 
 
 def test_a_dispute_is_a_fault_of_both_sides():

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from secagg.graph import degree
+from secagg.protocols.pairwise.mask import settle
 
 pytestmark = pytest.mark.statistical
 
@@ -250,3 +251,72 @@ def test_without_the_neighbour_rule_one_client_is_opened():
     assert bad_ring(corrupt, 8, 7) == (True, False)
     assert len(found)
     assert np.all(np.any(found == FRINGE, axis=1))
+
+
+def accusers(targets, corrupt, k):
+    """A corrupt neighbour for each target that refuses it and nobody else, by corrupt client; None where there are too few."""
+    n, chosen = len(corrupt), {}
+
+    def place(target, asked):
+        for step in range(-(k // 2), k // 2 + 1):
+            cheat = (target + step) % n
+            if corrupt[cheat] and cheat not in asked:
+                asked.add(cheat)
+                if cheat not in chosen or place(chosen[cheat], asked):
+                    chosen[cheat] = target
+                    return True
+        return False
+
+    return chosen if all(place(target, set()) for target in targets) else None
+
+
+def split_by_refusals(corrupt, k, t, least):
+    """Whether false refusals by the corrupt alone cut one ring's honest survivors in two, under a server that follows the protocol.
+
+    Each corrupt client knows the ring by then and refuses one honest neighbour; the server settles the disputes by its rule.
+    The round goes on: every survivor keeps t holders, and the fewest survivors are there.
+
+    Args:
+        corrupt: One ring, (n,) bool.
+        k: Degree.
+        t: Threshold.
+        least: Fewest survivors.
+    """
+    n, half, c = len(corrupt), k // 2, np.count_nonzero(corrupt)
+    price = sum(np.roll(~corrupt, -step).astype(int) for step in range(half))
+    pairs = [(price[a] + price[b], a, b) for a in range(n) for b in range(a + half + 1, min(n, a + n - half))]
+    for cost, *starts in sorted(pairs)[:400]:
+        if cost > min(c, n - least):
+            break
+        targets = [place % n for a in starts for place in range(a, a + half) if not corrupt[place % n]]
+        refused = accusers(targets, corrupt, k)
+        if refused is None:
+            continue
+        gone = np.zeros(n, bool)
+        gone[list(settle({i: (refused[i],) if i in refused else () for i in range(n)}, c))] = True
+        stays = np.count_nonzero(~gone) >= least and not np.any(~gone & (around(~gone, k) + 1 < t))
+        if stays and cut((corrupt | gone)[np.newaxis], k)[0]:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("n", "c", "r", "k", "t"), [(40, 8, 8, 16, 13), (60, 12, 9, 20, 16), (60, 15, 10, 20, 17)])
+def test_false_refusals_keep_to_the_lying_bound_and_not_to_the_curious_one(n, c, r, k, t):
+    """Clients that cheat under an honest server split the sum oftener than the curious bound, and only on rings that the lying one counts."""
+    corrupt = rings(7, n, c)[0][:1_000]
+    found = np.array([split_by_refusals(ring, k, t, n - r) for ring in corrupt])
+    curious, lying = (degree.bounds(n, c, r, k, t, adversary).security_bits for adversary in ("curious", "lying"))
+    assert curious > 20
+    assert within(curious, found) < ALPHA
+    assert lying > 1
+    assert within(lying, found) > ALPHA
+    assert all(any(bad_ring(ring, k, t)) for ring in corrupt[found])
+    assert not all(any(bad_ring(ring, k, t + 1)) for ring in corrupt[found])
+
+
+def test_parameters_for_a_curious_server_do_not_bind_cheating_clients():
+    """At full size: false refusals split rings of the curious degree, and none of the lying one."""
+    corrupt = rings(8, 1_000, 330)[0][:6]
+    for adversary, splits in (("curious", True), ("lying", False)):
+        chosen = degree.choose(1_000, 330, 50, adversary)
+        assert any(split_by_refusals(ring, *chosen, least=950) for ring in corrupt) == splits

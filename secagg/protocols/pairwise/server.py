@@ -120,7 +120,7 @@ class ServerSession(Redacted):
     @property
     def rejected(self) -> Mapping[int, SecaggError]:
         """Why clients that are missing now are missing, where it is known: wrong frames, and reasons that they gave."""
-        return self._rejected
+        return self._rejected | self._gone
 
     def open(self) -> Answers:
         """What tells each client that the round begins: the canonical encoding of its parameters."""
@@ -213,6 +213,7 @@ class ServerSession(Redacted):
         Raises:
             RoundError: The round cannot go on; the session is spent. `rejected` has what was found about clients before.
             PeerFault: A client is provably corrupt in a way that ends the round; the session is spent. `rejected` likewise.
+            LocalError: A vector cannot be read back, or our key gave no signature; the session is spent. `rejected` likewise.
             StateError: The round is over.
         """
         state, self._state = self._state, None

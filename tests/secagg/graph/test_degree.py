@@ -122,6 +122,54 @@ def test_published_parameters_for_a_lying_server_are_refused(n, c, r, k, t):
     assert bounds(n, c, r, k, t, "lying").security_bits < 40
 
 
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ((1_000, 50, 50, 60, 44), 50.2),
+        ((1_000, 50, 50, 84, 65), 132.8),
+        ((1_000, 50, 50, 52, 37), 28.9),
+        ((10_000, 500, 500, 72, 52), 41.2),
+        ((10_000, 500, 500, 100, 77), 108.8),
+        ((10_000, 500, 500, 62, 44), 25.6),
+        ((1_000, 330, 50, 154, 129), 42.5),
+        ((1_000, 330, 50, 224, 194), 115.7),
+        ((1_000, 330, 50, 132, 109), 25.6),
+    ],
+)
+def test_the_bits_of_other_parameters_for_a_lying_server(case, expected):
+    """The comparison in docs/graphs.md."""
+    assert round(bounds(*case).security_bits, 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("c", "r", "k", "t", "expected"),
+    [
+        (50, 50, 26, 16, (41.0, 40.8, 39.9, 39.9)),
+        (330, 50, 74, 57, (40.1, 39.4, 36.4, 36.4)),
+        (330, 330, 280, 147, (40.0, 38.5, 32.3, 0.0)),
+        (330, 330, 286, 150, (41.2, 39.6, 33.3, 0.0)),
+    ],
+)
+def test_over_the_members_alone_the_curious_bound_would_not_hold(c, r, k, t, expected):
+    """The table of docs/graphs.md, and the figures of docs/decisions/0009: 1 000, 990, 950 and n - r places."""
+    places = (1_000, 990, 950, 1_000 - r)
+    found = [bounds(n, c, max(0, r - (1_000 - n)), k, t, "curious").security_bits for n in places]
+    assert [round(bits, 1) for bits in found] == list(expected)
+
+
+@pytest.mark.parametrize(("c", "smallest", "chosen"), [(50, (74, 57), (76, 59)), (330, (204, 176), (210, 182))])
+def test_the_reserve_in_the_places_of_the_ring_costs_a_few_neighbours(c, smallest, chosen):
+    """Counted on all n places, 1 000 clients with 50 silent would do with slightly less; no smaller degree would."""
+
+    def would_do(k, t):
+        return bounds(1_000, c, 0, k, t).security_bits >= 104 and bounds(1_000, c, 50, k, t).correctness_bits >= 20
+
+    assert choose(1_000, c, 50) == chosen
+    assert would_do(*smallest)
+    assert not any(would_do(smallest[0] - 2, t) for t in range(2, smallest[0] - 1))
+    assert not would_do(smallest[0], smallest[1] - 1)
+
+
 @pytest.mark.parametrize("adversary", ["curious", "lying"])
 @pytest.mark.parametrize(
     "case",
