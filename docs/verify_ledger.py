@@ -11,7 +11,9 @@ import hashlib
 import json
 import math
 import sys
+from collections import Counter
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -26,6 +28,8 @@ KEYS = {
     "recovered": SPENT | {"draws", "torn"},
 }
 FORMS = {int: "v seq round attempt draws closes", str: "run transcript torn", bool: "private", list: "survivors"}
+FORMS[float] = "sample_rate"  # only where it is below 1
+ORDERS = (*range(2, 65), 128, 256, 512)
 
 
 def need(holds, code, text):
@@ -65,24 +69,51 @@ def log_phi(x):  # logarithm of the normal distribution function at -x
     return -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + math.log1p(-(x**-2) + 3 * x**-4 - 15 * x**-6)
 
 
-def promised(route, epsilon, delta, squares, draws):  # is (epsilon, delta) promised when mu**2 sum to `squares`?
+def log_sum(logs):
+    top = max(logs)
+    return top + math.log(sum(math.exp(each - top) for each in logs))
+
+
+def moment(a, mu, q):  # a record added: log E[(1 - q + q P/Q)^a] of Gaussians P, Q that are mu apart, a binomial sum
+    coins = ((k, math.log(math.comb(a, k)) + k * math.log(q) + (a - k) * math.log1p(-q)) for k in range(a + 1))
+    return log_sum([each + k * (k - 1) * mu * mu / 2 for k, each in coins])
+
+
+def moment_replaced(a, mu, q):  # the mean at +1 or 0 against -1 or 0: the trapezoidal rule
+    step, low = 0.45 / mu**2 / math.sqrt(a / 4 + mu**-2), -1 - 12 / mu
+    if a - 2 * low - 1 > 50_000 * step:
+        return math.inf
+    zero, one, logs = math.log1p(-q), math.log(q), []
+    for x in (low + i * step for i in range(math.ceil((a - 2 * low - 1) / step))):
+        up, down = (log_sum([zero, one + (2 * mean * x - 1) * mu * mu / 2]) for mean in (1, -1))
+        logs.append(a * up + (1 - a) * down - x * x * mu * mu / 2)
+    return log_sum(logs) + math.log(step * mu / math.sqrt(2 * math.pi))
+
+
+@cache
+def renyi(mu, rate, replaced):  # divergences of one release, never above those of a release without coins
+    full, of = [a * (mu * (1 + replaced)) ** 2 / 2 for a in ORDERS], moment_replaced if replaced else moment
+    return full if rate == 1 else [min(each, of(a, mu, rate) / (a - 1)) for a, each in zip(ORDERS, full, strict=True)]
+
+
+def promised(route, epsilon, spent):  # is (epsilon, delta) promised after so much was spent?
+    delta, squares, draws, curve = spent
     left = delta - (1 + math.exp(min(700, epsilon))) * draws * 2.0**-100  # the noise sampler's part is paid first
     if left <= 0 or route == "closed_form":
         t, half = epsilon / math.sqrt(squares), math.sqrt(squares) / 2
         return left > 0 and math.exp(log_phi(t - half)) - math.exp(min(700, epsilon + log_phi(t + half))) <= left
-    orders = (*range(2, 65), 128, 256, 512)
-    terms = (a * squares / 2 + math.log1p(-1 / a) - (math.log(left) + math.log(a)) / (a - 1) for a in orders)
-    return max(0.0, min(terms)) <= epsilon
+    pairs = zip(ORDERS, curve, strict=True)
+    return max(0.0, min(r + math.log1p(-1 / a) - math.log(left * a) / (a - 1) for a, r in pairs)) <= epsilon
 
 
 def check_epsilon(told, name, *spent):
     need(told.keys() == {"closed_form", "rdp"}, WRONG, f"{name} lacks a route")
     for route, bound in told.items():
         if bound is None or spent[1] == 0:  # no bound, or nothing spent
-            right = bound == 0 if spent[1] == 0 else not any(promised(route, e / 4, *spent) for e in range(2800))
+            right = bound == 0 if spent[1] == 0 else not any(promised(route, e / 4, spent) for e in range(2800))
         else:
             low, high = bound * (1 - 1e-6) - 1e-9, bound * (1 + 1e-6) + 1e-9
-            right = promised(route, high, *spent) and (low <= 0 or not promised(route, low, *spent))
+            right = promised(route, high, spent) and (low <= 0 or not promised(route, low, spent))
         need(right, WRONG, f"{name} by {route} = {bound!a} does not follow from the entries")
 
 
@@ -92,7 +123,8 @@ class Books:
 
     def book(self, line):
         entry, seq, kind = (found := parse(line)), len(self.hashes), found["kind"]
-        need(entry.keys() == KEYS.get(kind), CHANGED, "not an entry: wrong keys")
+        optional = set() if kind == "plan" else {"sample_rate"}
+        need(entry.keys() - optional == KEYS.get(kind), CHANGED, "not an entry: wrong keys")
         typed = all(type(entry[name]) is form for form in FORMS for name in FORMS[form].split() if name in entry)
         need(typed and entry["v"] == 1, CHANGED, "a value of another type, or another version of the format")
         need(entry["seq"] == seq, CHANGED, f"seq is {entry['seq']!a}, and {seq} belongs here")
@@ -102,19 +134,28 @@ class Books:
         instead = getattr(self, kind)(entry, plan)
         self.hashes.append(hashlib.sha256(line).hexdigest())
         for name, book in (("epsilon", entry["run"]), ("epsilon_total", ...)) if plan else ():
-            sums, draws = self.sums.get(book, ({}, 0))
-            group, draws = (plan["unit"], plan["relation"]), draws + entry.get("draws", 0)
-            sums[group] = sums.get(group, 0.0) + entry["mu"] ** 2 - instead**2
-            self.sums[book] = sums, draws
-            squares = sum(s * (1 if len(sums) < 2 or g[1] == "replace-one" else 4) for g, s in sums.items())
-            check_epsilon(entry[name], name, plan["delta"], max(0.0, squares), draws)
+            sums, draws = self.sums.get(book, (Counter(), 0))
+            group, rate = (plan["unit"], plan["relation"]), entry.get("sample_rate", 1)
+            for mu, sign in (entry["mu"], 1), (instead, -1):  # without coins mu**2 times what a release of mu = 1 costs
+                sums[(group, mu, rate) if mu and rate < 1 else (group, 1, 1)] += (
+                    sign if rate < 1 and mu else sign * mu**2
+                )
+            self.sums[book] = sums, draws + entry.get("draws", 0)
+            one = len({kind[0] for kind in sums}) < 2
+            twice = [(n, mu, rate, not one and g[1] != "replace-one") for (g, mu, rate), n in sums.items() if n]
+            squares = sum(n * (mu * (1 + double)) ** 2 for n, mu, _, double in twice)
+            curve = [sum(each) for each in zip(*([n * r for r in renyi(*kind)] for n, *kind in twice), strict=True)]
+            check_epsilon(entry[name], name, plan["delta"], max(0.0, squares), self.sums[book][1], curve)
 
     def plan(self, entry, known):
         right = hashlib.sha256(canonical(entry["body"]).encode()).hexdigest() == entry["plan"]
         need(right and not known, WRONG, "not the hash of the plan, or a plan twice")
         self.plans[entry["plan"]] = entry["body"]
 
-    def noise(self, entry, plan, survivors):  # whole grid steps; at the floor the plan's mu; each survivor adds noise
+    def noise(self, entry, plan, survivors):
+        rate = entry.get("sample_rate", 1)
+        need(rate == plan.get("sample_rate", 1), WRONG, f"sample_rate = {rate} does not follow from the plan")
+        # whole grid steps; at the floor the plan's mu; each survivor adds noise
         floor = plan["sites"] - plan["dropouts"]
         need(floor <= survivors <= plan["sites"], WRONG, f"{survivors} survivors are not what the plan is for")
         steps = round(entry["mu"] * entry["sigma_eff"])
@@ -145,7 +186,9 @@ class Books:
     def recovered(self, entry, _plan):
         counts = not base64.b64decode(entry["torn"]).startswith((b'{"body":', b'{"closes":'))
         most = max((1 / plan["noise_multiplier"] for plan in self.plans.values()), default=0.0)
-        need(math.isclose(entry["mu"], counts * most, rel_tol=1e-9), WRONG, "an interrupted write must count")
+        right = math.isclose(entry["mu"], counts * most, rel_tol=1e-9)
+        rates = [plan.get("sample_rate", 1) for plan in self.plans.values()] or [1]
+        need(right and entry.get("sample_rate", 1) == max(rates), WRONG, "an interrupted write must count")
         return 0.0
 
 

@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privacy.errors import PlanError, SamplerError
-from privacy.sampling import KEY_LENGTH, MAX_SIGMA, MIN_SIGMA, DiscreteGaussian
+from privacy.sampling import KEY_LENGTH, MAX_SIGMA, MIN_SIGMA, DiscreteGaussian, coins
 
 SMOOTHING_VARIANCE: Final = 9.0  # rho**2 with rho = 3: eta per coordinate is below 1e-76
 
 _SHARE_LABEL: Final = b"privacy/1 noise share"
+_COINS_LABEL: Final = b"privacy/1 record coins"
 _TEST_LABEL: Final = b"privacy/1 insecure test seed"
 
 _forks = 0
@@ -109,10 +110,10 @@ def _check_range(sigma: float) -> None:
         )
 
 
-def _share_key(secret: bytes, *context: bytes) -> bytes:
-    """Derive the AES key of one share; every item of the context is framed by its length."""
+def _share_key(secret: bytes, *context: bytes, label: bytes = _SHARE_LABEL) -> bytes:
+    """Derive the AES key of one share, or of one round's coins; every item of the context is framed by its length."""
     framed = b"".join(len(item).to_bytes(8, "big") + item for item in context)
-    return HKDF(SHA256(), KEY_LENGTH, salt=None, info=_SHARE_LABEL + framed).derive(secret)
+    return HKDF(SHA256(), KEY_LENGTH, salt=None, info=label + framed).derive(secret)
 
 
 class _Holding:
@@ -122,11 +123,30 @@ class _Holding:
 
     def __init__(self, secret: bytes) -> None:
         self.secret = secret
-        self.used: dict[tuple[str, int, int, int, str], object] = {}
+        # (run, round, attempt, site, purpose), or None in its place for the coins
+        self.used: dict[tuple[str, int, int, int, str | None], object] = {}
+
+    def take(self, run: str, number: int, attempt: int, site: int, purpose: str | None) -> None:
+        """Return the first time for these labels."""
+        mine = object()
+        # setdefault is one step, so two threads cannot both be first; a lock held across a fork would hang the child.
+        if self.used.setdefault((run, number, attempt, site, purpose), mine) is not mine:
+            what = "the coins" if purpose is None else "the noise"
+            tail = "" if purpose is None else f", {purpose!r}"
+            raise SamplerError(
+                f"{what} of run {run!r}, round {number}, attempt {attempt}, site {site}{tail} "
+                f"{'were flipped' if purpose is None else 'was drawn'} before"
+            )
+
+
+def _require_numbers(**numbers: object) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int) or not 0 <= value < 1 << 64:
+            raise SamplerError(f"{name} = {value} is not an integer in [0, 2**64)")
 
 
 class NoiseSource:
-    """A site's secret from which every noise share is keyed.
+    """A site's secret from which every noise share, and every round's coins, are keyed.
 
     Args:
         entropy: Gives n secret uniform bytes; called for 32 at construction, and again in a forked child.
@@ -136,7 +156,7 @@ class NoiseSource:
 
     Guarantees:
         The key of a share depends on the secret and on every one of (run, round, attempt, site, purpose, sigma,
-        length), so two shares never use the same keystream.
+        length), so two shares never use the same keystream; no coins use that of a share.
         A forked child draws fresh entropy before its first share, and drops its parent's.
         The same (run, round, attempt, site, purpose) is never served twice by one source in one process, whatever its
         threads do.
@@ -197,28 +217,60 @@ class NoiseSource:
         """
         holding = self._holding()
         sampler = DiscreteGaussian(sigma)
-        numbers = {"round": round, "attempt": attempt, "site": site, "length": length}
-        for name, value in numbers.items():
-            if not isinstance(value, int) or not 0 <= value < 1 << 64:
-                raise SamplerError(f"{name} = {value} is not an integer in [0, 2**64)")
-        label = (run, round, attempt, site, purpose)
-        mine = object()
-        # setdefault is one step, so two threads cannot both be first; a lock held across a fork would hang the child.
-        if holding.used.setdefault(label, mine) is not mine:
-            raise SamplerError(
-                f"the noise of run {run!r}, round {round}, attempt {attempt}, site {site}, {purpose!r} was drawn before"
-            )
-        key = _share_key(
-            holding.secret,
+        _require_numbers(round=round, attempt=attempt, site=site, length=length)
+        holding.take(run, round, attempt, site, purpose)
+        context = *self._context(run, round, attempt, site), purpose.encode(), struct.pack(">d", sampler.sigma)
+        return sampler.sample(_share_key(holding.secret, *context, length.to_bytes(8, "big")), length)
+
+    def coins(
+        self,
+        rate: float,
+        slots: int,
+        *,
+        run: str,
+        round: int,  # noqa: A002 - as above
+        attempt: int,
+        site: int,
+    ) -> npt.NDArray[np.bool_]:
+        """Flip the coins of one site's records in one round: who is in the Poisson batch.
+
+        Args:
+            rate: Probability of each, in (0, 1]: the plan's ``sample_rate``.
+            slots: Places for records, whoever is in them.
+            run: Name of the run.
+            round: Round number, from 0.
+            attempt: Attempt at this round, from 0: a retry flips fresh coins.
+            site: The site's id, an unsigned 64-bit integer.
+
+        Returns:
+            ``bool (slots,)``: whether the record in each slot takes part. Nobody but the site may learn it.
+
+        Raises:
+            SamplerError: these coins were flipped before, the rate is out of range, or a number is not an integer in
+                [0, 2**64).
+
+        Guarantees:
+            Each falls with probability ``rate`` rounded down to a multiple of 2**-64, for a uniform keystream; so
+            accounting at ``rate`` is on the safe side.
+            A slot's coin depends on the secret, the round's labels, the rate and its own number: on no record, and not
+            on how many slots there are. Two records in two slots never share a coin, however alike they are.
+            Of no coins, shares and masks do two have a keystream in common; forks and repeats are as for `share`.
+        """
+        holding = self._holding()
+        _require_numbers(round=round, attempt=attempt, site=site, slots=slots)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise SamplerError(f"rate = {rate} is not in (0, 1]")
+        holding.take(run, round, attempt, site, None)
+        context = *self._context(run, round, attempt, site), struct.pack(">d", rate)
+        return coins(_share_key(holding.secret, *context, label=_COINS_LABEL), float(rate), slots)
+
+    def _context(self, run: str, number: int, attempt: int, site: int) -> tuple[bytes, ...]:
+        return (
             run.encode(),
-            round.to_bytes(8, "big"),
+            number.to_bytes(8, "big"),
             attempt.to_bytes(8, "big") if self._private else b"",
             site.to_bytes(8, "big"),
-            purpose.encode(),
-            struct.pack(">d", sampler.sigma),
-            length.to_bytes(8, "big"),
         )
-        return sampler.sample(key, length)
 
     def _holding(self) -> _Holding:
         """Return what this process holds; a child that was just forked draws its own secret first."""

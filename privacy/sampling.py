@@ -151,6 +151,32 @@ def _lane(key: bytes, lane: int, block: int = 0) -> CipherContext:
     return Cipher(algorithms.AES(key), modes.CTR(nonce)).encryptor()
 
 
+def coins(key: bytes, rate: float, count: int) -> npt.NDArray[np.bool_]:
+    """Flip coins that fall with one probability each, independently: word i of a keystream below ``rate * 2**64``.
+
+    Args:
+        key: ``KEY_LENGTH`` secret bytes that nothing else is drawn from.
+        rate: In (0, 1].
+        count: How many.
+
+    Returns:
+        ``bool (count,)``; coin i depends on the key, the rate and i alone.
+
+    Raises:
+        SamplerError: the rate is out of range, or the count is negative.
+
+    Guarantees:
+        For a uniform keystream each coin's probability is ``rate`` rounded down to a multiple of 2**-64: never above it.
+    """
+    if not 0 < rate <= 1 or count < 0:  # NaN fails too
+        raise SamplerError(f"{count} coins of rate {rate}: the rate is not in (0, 1], or the count is negative")
+    words = np.frombuffer(_lane(key, 0).update(bytes(8 * count)), "<u8")
+    most = int(Fraction(rate) * (1 << 64)) - 1
+    if most < 0:
+        return np.zeros(count, np.bool_)
+    return np.asarray(words <= np.uint64(most))
+
+
 def _low_word(key: bytes, lane: int, index: int) -> int:
     """Read the 64-bit little-endian word at ``index`` of a lane without expanding what lies before it."""
     block = _lane(key, lane, index // 2).update(bytes(16))

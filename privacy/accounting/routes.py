@@ -188,11 +188,13 @@ def noise_multiplier(
     if asked.above(z).q == 1:
         return z
     least = math.sqrt(_mu_squared(asked.above(1.0)) / MAX_MU_SQUARED) * (1 + _MARGIN)
-    z = _smallest(lambda z: rdp_route(asked.above(z), delta), target, (least, z), tolerance=0.02)
-    return _smallest(lambda z: min(upper_bounds(asked.above(z), delta).values()), target, (least, z), tolerance=1e-4)
+    z = smallest_noise(lambda z: rdp_route(asked.above(z), delta), target, (least, z), tolerance=0.02)
+    return smallest_noise(
+        lambda z: min(upper_bounds(asked.above(z), delta).values()), target, (least, z), tolerance=1e-4
+    )
 
 
-def _smallest(
+def smallest_noise(
     upper: Callable[[float], float], target: float, between: tuple[float, float], *, tolerance: float
 ) -> float:
     """Smallest z with ``upper(z) <= target``, going down from one that has it to the least there is; the result was tried."""

@@ -295,6 +295,8 @@ def _line(entry: Entry) -> str:
         where += f"  round {entry.round}"
     if entry.kind == "commit":
         where += f"  {len(entry.survivors)} survivors  transcript {entry.transcript[:16] or 'none'}"
+    if entry.sample_rate < 1:
+        where += f"  rate {entry.sample_rate:g}"
     return f"{text}  {where}  mu {entry.mu:.6g}  epsilon: {spent or 'none'}{'' if entry.private else '  NOT PRIVATE'}"
 
 

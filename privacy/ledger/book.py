@@ -13,15 +13,14 @@ The claims are of computational differential privacy, against whoever sees the s
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from privacy.accounting.gaussian import SAMPLER_DISTANCE
 from privacy.budget import Budget
-from privacy.errors import BudgetExceededError, LedgerError, PlanError
+from privacy.errors import BudgetExceededError, LedgerError
 from privacy.ledger.chain import GENESIS, MAX_ENTRY, ChainError, Entry, decode, encode, entries, torn_counts, torn_text
 from privacy.ledger.head import (
     WRITER,
@@ -35,6 +34,7 @@ from privacy.ledger.head import (
     read_heads,
     sign_head,
 )
+from privacy.ledger.limits import check_budget, check_run, lifetime
 from privacy.ledger.replay import Books
 from privacy.ledger.spend import LedgerTotal, Spend
 from privacy.ledger.storage import Lines, open_locked, replace_file, write_at
@@ -163,6 +163,7 @@ class Ledger:
                 "draws": plan.draws,
                 "mu": plan.mu(floor),
                 "sigma_eff": plan.sigma_effective(floor),
+                "sample_rate": plan.sample_rate,
                 "private": bool(private),
             }
         )
@@ -204,6 +205,7 @@ class Ledger:
                 "transcript": transcript,
                 "mu": plan.mu(len(present)),
                 "sigma_eff": plan.sigma_effective(len(present)),
+                "sample_rate": plan.sample_rate,
                 "private": reserved.private,
             }
         )
@@ -254,20 +256,15 @@ class Ledger:
         self._write_head()
 
     def _check_budgets(self, run: str, plan: Plan, budget: Budget | None, data_set: str | None) -> None:
-        group, mu = (plan.unit, plan.relation), plan.mu(plan.sites - plan.dropouts)
-        limits = [(f"run {run!r} under its plan", self._books.runs.get(run, Spend()), plan.budget())]
-        if budget is not None:
-            limits.append((f"data set {data_set} over all its runs", self._books.spend, budget))
-        for what, spend, limit in limits:
-            after = spend.plus(group, mu, draws=plan.draws)
-            before = spend.mu_squared(after.group)
-            try:
-                # However much noise the budget was made for, it pays for the noise that was really drawn.
-                drawn = max(limit.sampler_delta, after.draws * SAMPLER_DISTANCE)
-                paying = limit if drawn == limit.sampler_delta else replace(limit, sampler_delta=drawn)
-                paying.check(before, after.mu_squared() - before)
-            except (BudgetExceededError, PlanError) as error:
-                raise BudgetExceededError(f"{self.path}: {what}: {error}") from error
+        what = f"run {run!r} under its plan"
+        try:
+            check_run(plan, self._books.runs.get(run, Spend()))
+            if budget is not None:
+                what = f"data set {data_set} over all its runs"
+                first = next(iter(self._books.plans.values()), plan)
+                check_budget(lifetime(budget, first), plan, self._books.spend)
+        except BudgetExceededError as error:
+            raise BudgetExceededError(f"{self.path}: {what}: {error}") from error
 
     def _replay(self) -> bytes:
         self._books = Books(self.path)
@@ -306,7 +303,7 @@ class Ledger:
         self._heads = Heads({**others, named: own}, named)
 
     def _recover(self, torn: bytes) -> None:
-        plan, mu = self._books.floor()
+        plan, (mu, rate) = self._books.floor()
         counts = plan is not None and torn_counts(torn)
         self._append(
             {
@@ -315,6 +312,7 @@ class Ledger:
                 "run": self._books.last_run,
                 "draws": plan.draws if plan and counts else 0,
                 "mu": mu if counts else 0.0,
+                "sample_rate": rate,
                 "private": True,
                 "torn": torn_text(torn),
             }

@@ -63,6 +63,7 @@ class Entry:
         draws: Noise coordinates drawn; reserve and recovered.
         mu: Sensitivity over noise: at the floor (reserve), realised (commit), assumed (recovered).
         sigma_eff: Noise that is accounted, grid units; reserve and commit.
+        sample_rate: Probability with which a record takes part; 1 where the line does not say.
         private: False when noise or protocol secrets came from a test seed.
         epsilon: Cumulative epsilon of the run at the plan's delta, by route.
         epsilon_total: The same over the whole ledger.
@@ -86,6 +87,7 @@ class Entry:
     draws: int = 0
     mu: float = 0.0
     sigma_eff: float = 0.0
+    sample_rate: float = 1.0
     private: bool = True
     epsilon: Mapping[str, float] = field(default_factory=dict)
     epsilon_total: Mapping[str, float] = field(default_factory=dict)
@@ -99,7 +101,8 @@ class Entry:
 
 _COMMON: Final = frozenset({"v", "seq", "prev", "kind", "plan", "versions"})
 _SPENT: Final = frozenset({"run", "mu", "private", "epsilon", "epsilon_total"})
-_REALS: Final = frozenset({"mu", "sigma_eff"})
+_REALS: Final = frozenset({"mu", "sigma_eff", "sample_rate"})
+_OPTIONAL: Final = frozenset({"sample_rate"})  # of what is spent; left out where it is 1
 _KEYS: Final[Mapping[str, frozenset[str]]] = {
     "plan": _COMMON | {"body"},
     "reserve": _COMMON | _SPENT | {"round", "attempt", "data_set", "draws", "sigma_eff"},
@@ -191,6 +194,7 @@ _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "draws": is_count,
     "mu": _is_real,
     "sigma_eff": _is_real,
+    "sample_rate": lambda value: type(value) is float and 0 < value < 1,
     "private": lambda value: type(value) is bool,
     "epsilon": _is_epsilon,
     "epsilon_total": _is_epsilon,
@@ -208,6 +212,8 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     for name in ("epsilon", "epsilon_total"):
         if name in values:  # JSON has no infinity
             values[name] = {route: x if math.isfinite(x) else None for route, x in values[name].items()}
+    if values.get("sample_rate") == 1:
+        del values["sample_rate"]
     if "survivors" in values:  # ids go to 2**64, JSON numbers to 2**53
         values["survivors"] = [str(site) for site in values["survivors"]]
     return rfc8785.dumps(values) + b"\n"
@@ -227,8 +233,10 @@ def decode(line: bytes) -> Entry:
     kind = values.get("kind") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in _KEYS:
         raise ChainError("not an entry: its kind is unknown")
-    if values.keys() != _KEYS[kind]:
-        raise ChainError(f"keys missing or unknown: {_short(', '.join(sorted(values.keys() ^ _KEYS[kind])))}")
+    optional = frozenset() if kind == "plan" else _OPTIONAL
+    if values.keys() - optional != _KEYS[kind]:
+        wrong = (values.keys() - optional) ^ _KEYS[kind]
+        raise ChainError(f"keys missing or unknown: {_short(', '.join(sorted(wrong)))}")
     for name, value in values.items():
         if not _CHECKS[name](value):
             raise ChainError(f"{name} = {_short(value)} is not what it must be")
@@ -309,7 +317,9 @@ def torn_text(torn: bytes) -> str:
 
 
 def matching_mu(entry: Entry, plan: Plan) -> bool:
-    """Whether an entry's mu and noise are those of its plan, for its survivors or the floor."""
+    """Whether an entry's rate, mu and noise are those of its plan, for its survivors or the floor."""
+    if entry.sample_rate != plan.sample_rate:
+        return False
     survivors = len(entry.survivors) if entry.kind == "commit" else plan.sites - plan.dropouts
     try:
         sigma, mu = plan.sigma_effective(survivors), plan.mu(survivors)

@@ -86,6 +86,10 @@ def _settled(claims: Sequence[Claim]) -> list[bool]:
         exact = (_log_delta(low, squares) > left(low)) & (_log_delta(high, squares) < left(high))
         orders = np.array(RDP_ORDERS, np.float64)[:, None]
         divergences = orders * (squares / 2) + np.log1p(-1 / orders)
+        for at, claim in enumerate(claims):
+            curve = claim.spend.renyi()
+            if curve is not None:
+                divergences[:, at] = curve + np.log1p(-1 / orders[:, 0])
         renyi = np.maximum((divergences - (left(told[1]) + np.log(orders)) / (orders - 1)).min(axis=0), 0.0)
         close = np.abs(renyi - told[1]) <= (_REL_TOL * told[1] + _ABS_TOL) / 2
         return [bool(each) for each in exact & close & (squares > _SAFE_MU**2)]

@@ -4,17 +4,20 @@ import base64
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from privacy.accounting.releases import Release
 from privacy.errors import PlanError
 from privacy.ledger.chain import ChainError, Entry, matching_mu, plain, torn_counts
+from privacy.ledger.limits import keeps_to_plan
 from privacy.ledger.recompute import Claim
 from privacy.ledger.spend import Difference, LedgerTotal, RunTotal, Spend
 from privacy.plan import Plan, PlanWarning
 
-_BUDGET_TOLERANCE: Final = 1e-9  # between machines whose libraries round otherwise
+_COMPOSED_RUNS: Final = 16  # whose loss distributions are composed one by one, the last ones; each takes half a second
 _DEFAULT_DELTA: Final = 1e-5  # of a ledger without any plan, whose epsilon is 0 whatever delta is
 
 
@@ -49,6 +52,7 @@ class Books:
         pending: Reservations without commit, by number.
         runs: Spend of each run, in order of appearance.
         rounds: Commits of each run.
+        kinds: Releases of each run on Poisson samples.
         spend: Over everything.
         data_set: Fingerprint that the ledger belongs to; set by the first reservation.
         hashes: Of every entry.
@@ -71,12 +75,12 @@ class Books:
         self.pending: dict[int, Entry] = {}
         self.runs: dict[str, Spend] = {}
         self.rounds: dict[str, int] = {}
+        self.kinds: dict[str, Counter[Release]] = {}
         self.spend = Spend()
         self.data_set: str | None = None
         self.hashes: list[str] = []
         self.last_run = ""
         self.differences: dict[tuple[str, int], Difference] = {}
-        self._budgets: dict[str, float] = {}
         self._cohorts: dict[str, _Cohorts] = {}
         self._data_set_known = False
         self._first_release: int | None = None
@@ -95,18 +99,19 @@ class Books:
         for run, spend in other.runs.items():
             both.runs[run] = both.runs.get(run, Spend()).merged(spend)
             both.rounds[run] = both.rounds.get(run, 0) + other.rounds[run]
+        for books in (self, other):
+            for run, kinds in books.kinds.items():
+                both.kinds[run] = both.kinds.get(run, Counter()) + kinds
         both.spend = self.spend.merged(other.spend)
         both.differences = {**other.differences, **self.differences}
         return both
 
-    def floor(self) -> tuple[Plan | None, float]:
-        """Return the plan with the largest mu at its floor, and that mu: what an unknown reservation counts."""
+    def floor(self) -> tuple[Plan | None, Release]:
+        """Return the plan with the largest mu at its floor, and what an unknown reservation counts: that mu, at the largest rate."""
         if not self.plans:
-            return None, 0.0
-        mu, plan = max(
-            ((plan.mu(plan.sites - plan.dropouts), plan) for plan in self.plans.values()), key=lambda each: each[0]
-        )
-        return plan, mu
+            return None, Release(0.0, 1.0)
+        plan = max(self.plans.values(), key=lambda each: each.release.mu)
+        return plan, Release(plan.release.mu, max(each.sample_rate for each in self.plans.values()))
 
     def belongs(self, data_set: str | None) -> bool:
         """Whether a reservation for this data set may stand in this ledger."""
@@ -121,7 +126,14 @@ class Books:
         group = (plan.unit, plan.relation)
         replaced = self.pending[entry.closes].mu if entry.kind == "commit" else 0.0
         both = (
-            spend.plus(group, entry.mu, draws=entry.draws, instead_of=replaced, private=entry.private)
+            spend.plus(
+                group,
+                entry.mu,
+                rate=entry.sample_rate,
+                draws=entry.draws,
+                instead_of=replaced,
+                private=entry.private,
+            )
             for spend in (run, self.spend)
         )
         return next(both), next(both)
@@ -135,11 +147,13 @@ class Books:
         if delta is None:
             delta = min((plan.delta for plan in self.plans.values()), default=_DEFAULT_DELTA)
         unit, relation = self.spend.group
+        kinds = dict(list(self.kinds.items())[-_COMPOSED_RUNS:])
         runs = tuple(
-            RunTotal(run, spend.bound(delta), self.rounds[run], spend.private) for run, spend in self.runs.items()
+            RunTotal(run, spend.bound(delta, kinds.get(run)), self.rounds[run], spend.private)
+            for run, spend in self.runs.items()
         )
         return LedgerTotal(
-            epsilon=self.spend.bound(delta),
+            epsilon=self.spend.bound(delta, sum(self.kinds.values(), Counter())),
             delta=delta,
             unit=unit,
             relation=relation,
@@ -168,6 +182,7 @@ class Books:
                 self._check_budget(entry, run)
             if self._keep_claims:
                 self._claim(entry, run, spend)
+            self._count(entry)
             self.runs[entry.run], self.spend = run, spend
             self.rounds.setdefault(entry.run, 0)
             self.last_run = entry.run
@@ -183,6 +198,18 @@ class Books:
             for site, earlier in self._cohorts.setdefault(entry.run, _Cohorts()).add(entry.survivors, entry.round):
                 self.differences.setdefault((entry.run, site), Difference(entry.run, site, (earlier, entry.round)))
         self.hashes.append(entry.hash)
+
+    def _count(self, entry: Entry) -> None:
+        """Count a release on a Poisson sample, in place of its reservation."""
+        if entry.sample_rate == 1 or not entry.mu:
+            return
+        kinds = self.kinds.setdefault(entry.run, Counter())
+        kinds[Release(entry.mu, entry.sample_rate)] += 1
+        if entry.kind == "commit":
+            held = Release(self.pending[entry.closes].mu, entry.sample_rate)
+            kinds[held] -= 1
+            if not kinds[held]:
+                del kinds[held]
 
     def _claim(self, entry: Entry, run: Spend, spend: Spend) -> None:
         delta = self.plans[entry.plan or ""].delta
@@ -215,7 +242,8 @@ class Books:
     def _check_release(self, entry: Entry) -> None:
         plan = self.plans.get(entry.plan or "")
         if plan is None or not matching_mu(entry, plan):
-            raise ChainError(f"mu = {entry.mu} and sigma_eff = {entry.sigma_eff} do not follow from the plan")
+            rate = "" if entry.sample_rate == 1 else f", sample_rate = {entry.sample_rate}"
+            raise ChainError(f"mu = {entry.mu} and sigma_eff = {entry.sigma_eff}{rate} do not follow from the plan")
         if entry.kind == "reserve":
             if entry.draws != plan.draws:
                 raise ChainError(f"draws = {entry.draws} does not follow from the plan")
@@ -232,10 +260,7 @@ class Books:
     def _check_budget(self, entry: Entry, run: Spend) -> None:
         """No writer books a release that its run's plan has no budget for, so whoever did has another program, or the key."""
         plan = self.plans[entry.plan or ""]
-        most = self._budgets.get(plan.hash)
-        if most is None:
-            most = self._budgets[plan.hash] = plan.budget().mu_squared
-        if run.mu_squared() > most * (1 + _BUDGET_TOLERANCE):
+        if not keeps_to_plan(plan, run):
             raise ChainError(
                 f"{self.path}, line {entry.seq + 1}: run {plain(ascii(entry.run), 80)} has passed its plan's budget of "
                 f"epsilon = {plan.epsilon:g}"
@@ -246,7 +271,12 @@ class Books:
             counts = torn_counts(base64.b64decode(entry.torn))
         except ValueError as error:
             raise ChainError(f"torn is not base64: {error}") from error
-        plan, mu = self.floor()
-        expected = (plan.hash if plan else None, mu if counts else 0.0, plan.draws if plan and counts else 0)
-        if (entry.plan, entry.mu, entry.draws) != expected:
+        plan, release = self.floor()
+        expected = (
+            plan.hash if plan else None,
+            counts * release.mu,
+            release.rate,
+            plan.draws if plan and counts else 0,
+        )
+        if (entry.plan, entry.mu, entry.sample_rate, entry.draws) != expected:
             raise ChainError("a recovered entry that does not count the interrupted write at the floor")

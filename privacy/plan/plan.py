@@ -17,11 +17,14 @@ import rfc8785
 
 from privacy.accounting import EpsilonBound, gaussian_epsilon
 from privacy.accounting.gaussian import SAMPLER_DISTANCE, as_text
+from privacy.accounting.releases import Release
 from privacy.adaptive import AdaptiveClip, AdaptiveCodec
 from privacy.budget import Budget
 from privacy.codec import GridCodec
 from privacy.errors import PlanError
 from privacy.noise import sigma_effective, sigma_local
+from privacy.plan.poisson import MARGIN as POISSON_MARGIN
+from privacy.plan.poisson import check_poisson, most_releases, order_budget, sampled_epsilon
 from privacy.plan.solving import MARGIN, solve_third
 from privacy.plan.words import explain
 from privacy.reading import FORMAT, check_count, check_keys, check_real, read_object
@@ -43,8 +46,12 @@ _COUNTS: Final = {
     "rounds": 1,
     "silos": 1,
 }
-_REALS: Final = ("clip", "noise_multiplier", "delta", "epsilon", "divisor")
-_ABSENT: Final = {"silos": 1, "adaptive": None}  # left out of the JSON at these values, so that old hashes stay
+_REALS: Final = ("clip", "noise_multiplier", "delta", "epsilon", "divisor", "sample_rate")
+_ABSENT: Final = {
+    "silos": 1,
+    "adaptive": None,
+    "sample_rate": 1.0,
+}  # left out of the JSON at these values, so that old hashes stay
 
 
 class PlanWarning(UserWarning):
@@ -53,7 +60,7 @@ class PlanWarning(UserWarning):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A privacy plan for full participation in every round.
+    """A privacy plan: every record in every round, or each by a secret coin of its own.
 
     The guarantee is computational differential privacy against the server and c colluding sites: it rests on the
     masks, the sealing and the noise generator.
@@ -79,6 +86,10 @@ class Plan:
             then the person, and the sensitivity k times that of a record. To bound a person's whole contribution by
             C instead, clip to C / k at each site: `solve` does it for ``total_clip``.
         adaptive: How the clip norm moves, or None. A bit then travels beside each update.
+        sample_rate: q in (0, 1]. Below 1 each record takes part in a round with that probability, by a coin of its own
+            that only its site knows (`NoiseSource.coins`), whatever the other coins are: batches are not cut or filled
+            up. For records under add-remove at one silo. The coin covers the record's bit too. Rounds are then counted
+            with every attempt.
 
     Attributes:
         grid: G, the largest power of two up to 2**20 for which the sums fit the ring.
@@ -110,6 +121,7 @@ class Plan:
     divisor: float
     silos: int = 1
     adaptive: AdaptiveClip | None = None
+    sample_rate: float = 1.0
     grid: int = field(init=False, compare=False)
     bit: int = field(init=False, compare=False)
     sigma_local: float = field(init=False, compare=False)
@@ -125,8 +137,7 @@ class Plan:
                 f"rounding {self.dimension} coordinates to a grid of {grid} steps may pass the clip norm by itself: "
                 f"sqrt(dimension) / 2 >= grid; take more bits than {self.bits}"
             )
-        spend = self.rounds * self.mu(self.sites - self.dropouts) ** 2
-        if spend * (1 + MARGIN / 2) > self.budget().mu_squared:
+        if not self._keeps_to_budget():
             raise PlanError(
                 f"{self.rounds} rounds at noise_multiplier = {self.noise_multiplier} spend epsilon = "
                 f"{as_text(self.accounted_epsilon().upper)} at delta = {self.delta:g}; the budget is {self.epsilon:g}"
@@ -139,6 +150,12 @@ class Plan:
                 stacklevel=3,
             )
 
+    def _keeps_to_budget(self) -> bool:
+        if self.sample_rate < 1:
+            return self.accounted_epsilon().upper * (1 + POISSON_MARGIN / 2) <= self.epsilon
+        spend = self.rounds * self.mu(self.sites - self.dropouts) ** 2
+        return spend * (1 + MARGIN / 2) <= self.budget().mu_squared
+
     def _check_fields(self) -> None:
         self._check_relation()
         for name, least in _COUNTS.items():
@@ -147,6 +164,10 @@ class Plan:
             object.__setattr__(self, name, check_real(name, getattr(self, name)))
         if self.delta >= 1:
             raise PlanError(f"delta = {self.delta} is not below 1")
+        if self.sample_rate > 1:
+            raise PlanError(f"sample_rate = {self.sample_rate} is above 1")
+        if self.sample_rate < 1:
+            check_poisson(self)
         if self.bits > 64:
             raise PlanError(f"bits = {self.bits} is more than 64")
         if self.sites - self.dropouts - self.colluders < 1:
@@ -279,19 +300,38 @@ class Plan:
         """Sensitivity over the realised noise of one round; ``1 / noise_multiplier`` at the floor, less above it."""
         return self.sensitivity / self.sigma_effective(survivors)
 
+    @property
+    def release(self) -> Release:
+        """What one round at the floor costs."""
+        return Release(self.mu(self.sites - self.dropouts), self.sample_rate)
+
     def budget(self) -> Budget:
-        """Return the filter of one run.
+        """Return the filter of one run; below a sample rate of 1, for what `most_releases` does not cover.
 
         Its sampler part covers n T rounds, more than a run of retries can book before the noise has used it up.
         """
-        return Budget(
+        budget = Budget(
             epsilon=self.epsilon,
             delta=self.delta,
             sampler_delta=self.sites * self.rounds * self.draws * SAMPLER_DISTANCE,
         )
+        return budget if self.sample_rate == 1 else order_budget(self.release, budget)
+
+    @cached_property
+    def cached_budget(self) -> Budget:
+        """`budget`, computed once."""
+        return self.budget()
+
+    @cached_property
+    def most_releases(self) -> int:
+        """Releases that a run may make where the sample rate is below 1, attempts included: T, or more where the budget has room.
+
+        So many at the floor stay within (epsilon, delta): a schedule that is fixed in advance.
+        """
+        return most_releases(self)
 
     def accounted_epsilon(self, *, rounds: int | None = None, colluders: int | None = None) -> EpsilonBound:
-        """Epsilon at the floor of survivors, by both routes.
+        """Epsilon at the floor of survivors, by every route; ``pld`` is one where the sample rate is below 1.
 
         Args:
             rounds: By default all T.
@@ -307,6 +347,9 @@ class Plan:
             survivors=self.sites - self.dropouts,
             colluders=self.colluders if colluders is None else colluders,
         )
+        if self.sample_rate < 1:
+            release = Release(self.sensitivity / sigma, self.sample_rate)
+            return sampled_epsilon(release, count, self.delta, self.draws * SAMPLER_DISTANCE)
         return gaussian_epsilon(
             count * (self.sensitivity / sigma) ** 2, self.delta, sampler_delta=count * self.draws * SAMPLER_DISTANCE
         )
@@ -359,6 +402,7 @@ class Plan:
             delta=delta,
             sites=sites,
             draws=sites * (dimension + (rest.get("adaptive") is not None)),
+            sample_rate=rest.get("sample_rate", 1.0),
         )
         return cls(
             epsilon=budget,
@@ -393,7 +437,7 @@ class Plan:
 
         Guarantees:
             ``Plan.from_json(plan.to_json()) == plan``, with the same hash.
-            A plan without silos and adaptive is written as before there were any, with the same hash.
+            A plan without silos, adaptive and sample rate is written as before there were any, with the same hash.
         """
         data = read_object(text)
         names = {each.name for each in fields(cls) if each.init}

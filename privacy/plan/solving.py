@@ -11,6 +11,7 @@ from typing import Final
 from privacy.accounting.gaussian import SAMPLER_DISTANCE, as_text, closed_form, with_sampler
 from privacy.budget import Budget
 from privacy.errors import PlanError
+from privacy.plan import poisson
 from privacy.reading import check_count, check_real
 
 MARGIN: Final = 1e-9  # rounding of T summed spends; the last planned round must still fit
@@ -19,7 +20,14 @@ _LEAST_EPSILON: Final = 1e-9  # where delta alone pays for everything
 
 
 def solve_third(
-    *, epsilon: object, noise_multiplier: object, rounds: object, delta: object, sites: int, draws: int
+    *,
+    epsilon: object,
+    noise_multiplier: object,
+    rounds: object,
+    delta: object,
+    sites: int,
+    draws: int,
+    sample_rate: object = 1.0,
 ) -> tuple[float, float, int]:
     """Return (epsilon, noise_multiplier, rounds) from the two that are not None.
 
@@ -30,6 +38,7 @@ def solve_third(
         delta: In (0, 1).
         sites: n.
         draws: Noise coordinates that all sites draw in one round.
+        sample_rate: Of each record's coin.
 
     Raises:
         PlanError: not two of the three are given, one is out of range, or no third exists; with the numbers.
@@ -37,7 +46,8 @@ def solve_third(
 
     Guarantees:
         The rounds at that noise stay within (epsilon, delta), and a plan of the three is accepted.
-        The noise and the budget are the least to 1e-6, the rounds the most.
+        The noise and the budget are the least to 1e-6, the rounds the most; below a sample rate of 1 the noise to 1e-3, and
+        the rounds to a thousandth.
     """
     given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier, "rounds": rounds}
     named = [name for name, value in given.items() if value is not None]
@@ -48,24 +58,37 @@ def solve_third(
     probability = check_real("delta", delta)
     if probability >= 1:
         raise PlanError(f"delta = {delta} is not below 1")
-    sampler = sites * draws * SAMPLER_DISTANCE  # of each round
+    rate = check_real("sample_rate", sample_rate)
+    if rate > 1:
+        raise PlanError(f"sample_rate = {rate} is above 1")
+    poisson.check_rate(rate)
+    # Of each round. Only a filter over chosen releases sets more aside than the rounds draw.
+    sampler = (sites if rate == 1 else 1) * draws * SAMPLER_DISTANCE
     if rounds is not None:
         check_count("rounds", rounds, 1)
     if noise_multiplier is None:
         target = check_real("epsilon", epsilon)
-        return target, _least_noise(target, rounds, probability, sampler), rounds  # type: ignore[arg-type,return-value]
+        return target, _least_noise(target, rounds, probability, sampler, rate), rounds  # type: ignore[arg-type,return-value]
     noise = check_real("noise_multiplier", noise_multiplier)
     if not 1e-150 < noise < 1e150:  # squares stay floats
         raise PlanError(f"noise_multiplier = {noise:g} is not in (1e-150, 1e150)")
     if epsilon is None:
+        if rate < 1:
+            least = poisson.least_epsilon(noise, rounds, probability, sampler, rate=rate, least=_LEAST_EPSILON)  # type: ignore[arg-type]
+            return least, noise, rounds  # type: ignore[return-value]
         return _least_epsilon(noise, rounds, probability, sampler), noise, rounds  # type: ignore[arg-type,return-value]
     target = check_real("epsilon", epsilon)
+    if rate < 1:
+        return target, noise, poisson.most_rounds(target, noise, probability, sampler, rate=rate)
     return target, noise, _most_rounds(target, noise, probability, sampler)
 
 
-def _least_noise(epsilon: float, rounds: int, delta: float, sampler: float) -> float:
+def _least_noise(epsilon: float, rounds: int, delta: float, sampler: float, rate: float) -> float:
     budget = Budget(epsilon, delta, rounds * sampler)
-    return math.sqrt(rounds / budget.mu_squared) * (1 + MARGIN)
+    noise = math.sqrt(rounds / budget.mu_squared) * (1 + MARGIN)
+    if rate == 1:
+        return noise
+    return poisson.least_noise(epsilon, rounds, delta, sampler, rate=rate, start=noise)
 
 
 def _least_epsilon(noise: float, rounds: int, delta: float, sampler: float) -> float:

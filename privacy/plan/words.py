@@ -17,7 +17,7 @@ def explain(plan: "Plan") -> str:
 Privacy plan {plan.hash[:16]}
 
 Protected: {_unit(plan)}. Two data sets are neighbours when {_relation(plan)}.
-Promise: epsilon <= {as_text(planned.upper, 4)} at delta = {plan.delta:g} after {plan.rounds} rounds (the Rényi route says \
+Promise: epsilon <= {as_text(planned.upper, 4)} at delta = {plan.delta:g} after {plan.rounds} rounds{_attempts(plan)} (the Rényi route says \
 {as_text(planned.routes["rdp"], 4)}); the budget of the run is {_number(plan.epsilon)}.
 Against: the server and {plan.colluders} colluding sites, who know their own noise. Computational: it rests on the \
 masks, the sealing of shares and the noise generator.
@@ -27,7 +27,7 @@ In words: seeing the whole run multiplies the odds of any guess about the protec
 but for probability {plan.delta:g}.
 
 {_clipping(plan)}
-Each site adds discrete Gaussian noise of {plan.sigma_local:.6g} steps to each of {plan.length} coordinates; the \
+{_sampling(plan)}Each site adds discrete Gaussian noise of {plan.sigma_local:.6g} steps to each of {plan.length} coordinates; the \
 fewest honest survivors' together count as {plan.sigma_star:.6g} steps, {plan.noise_multiplier:.6g} times the sensitivity.
 {_adaptive(plan)}The decoded sum is divided by the public constant {plan.divisor:g}.
 
@@ -68,6 +68,22 @@ def _clipping(plan: "Plan") -> str:
             f"1/{plan.silos} of a norm bounds the person's whole contribution by that norm."
         )
     return text
+
+
+def _attempts(plan: "Plan") -> str:
+    return ", every attempt counted" if plan.sample_rate < 1 else ""
+
+
+def _sampling(plan: "Plan") -> str:
+    if plan.sample_rate == 1:
+        return ""
+    told = plan.accounted_epsilon().routes["closed_form"]
+    known = f"epsilon would be {as_text(told, 4)}" if math.isfinite(told) else "epsilon would have no bound"
+    return (
+        f"A record takes part in a round with probability {_number(plan.sample_rate)}, by a coin of its own that only its site "
+        f"knows (Poisson sampling). Batches are neither cut nor filled up, and who was in one is never told; were it told, "
+        f"{known}.\n"
+    )
 
 
 def _adaptive(plan: "Plan") -> str:

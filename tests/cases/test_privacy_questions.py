@@ -110,9 +110,7 @@ def with_key(plan, name, value):
 
 
 @pytest.mark.case("P8", "P16", "P23")
-@pytest.mark.parametrize(
-    "name", ["sample_rate", "batch_size", "sampling", "sensitivity", "client_rate", "local_steps", "sigma_local"]
-)
+@pytest.mark.parametrize("name", ["batch_size", "sampling", "sensitivity", "client_rate", "local_steps", "sigma_local"])
 def test_a_plan_has_no_place_for_it(plan_of, typed, name, tmp_path):
     """No rate, batch, coin or sensitivity can be put into a plan, in Python, JSON, shell or experiment: each is named."""
     plan, file = plan_of(), tmp_path / "plan.json"

@@ -28,9 +28,9 @@ def ours(path, **rest):
 
 
 def test_it_is_short_and_independent(docs):
-    """At most 200 lines, and nothing imported but the standard library and cryptography."""
+    """At most 250 lines, and nothing imported but the standard library and cryptography."""
     text = (docs / "verify_ledger.py").read_text()
-    assert len(text.splitlines()) <= 200
+    assert len(text.splitlines()) <= 250
     imported = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(text))

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from privacy.accounting.gaussian import closed_form
@@ -83,9 +84,35 @@ def test_budget_refuses_what_is_none(arguments, name):
 
 
 def test_budget_has_no_override():
-    """P19: nothing but epsilon, delta and the sampler can be set, and nothing changed afterwards."""
+    """P19: nothing but epsilon, delta, the sampler and the order can be set, and nothing changed afterwards."""
     import dataclasses
 
-    assert [f.name for f in dataclasses.fields(Budget) if f.init] == ["epsilon", "delta", "sampler_delta"]
+    assert [f.name for f in dataclasses.fields(Budget) if f.init] == ["epsilon", "delta", "sampler_delta", "order"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         Budget(1.0, 1e-5).mu_squared = 2.0
+
+
+@pytest.mark.parametrize("order", [3, 16, 512])
+def test_an_order_allows_what_its_divergence_converts_to(order):
+    """At an order the filter allows the Gaussians whose Rényi divergence there is within the budget, and no more."""
+    from privacy.accounting.gaussian import RDP_ORDERS, rdp_epsilon
+
+    budget = Budget(8.0, 1e-5, order=order)
+    curve = np.full(len(RDP_ORDERS), math.inf)
+    at = RDP_ORDERS.index(order)
+    for factor, within in ((1.0, True), (1 + 1e-9, False)):
+        curve[at] = order * budget.mu_squared * factor / 2
+        assert (rdp_epsilon(curve, 1e-5) <= 8.0) is within
+    assert budget.mu_squared < Budget(8.0, 1e-5).mu_squared
+    assert Budget(8.0, 1e-5, 1e-10, order=order).mu_squared < budget.mu_squared
+    with pytest.raises(BudgetExceededError, match="would bring epsilon to 8"):
+        budget.check(budget.mu_squared, budget.mu_squared / 100)
+
+
+@pytest.mark.parametrize("order", [1, 65, 2.5, "8"])
+def test_orders_that_are_not_accounted_are_refused(order):
+    """Only orders at which every release's divergence is known."""
+    with pytest.raises(PlanError, match="order = "):
+        Budget(1.0, 1e-5, order=order)
+    with pytest.raises(PlanError, match="no room at Rényi order 2"):
+        Budget(1.0, 1e-9, order=2)

@@ -16,10 +16,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from privacy import noise
+from privacy.adaptive import AdaptiveCodec
+from privacy.codec import GridCodec
 from privacy.errors import PlanError, SamplerError
 from privacy.noise import NoiseSource, sigma_effective, sigma_local
 
 LABEL = {"run": "run", "round": 3, "attempt": 0, "site": 1, "purpose": "update"}
+ROUND = {name: value for name, value in LABEL.items() if name != "purpose"}
+KNOWN_COINS = [False, True, False, True, True, True, True, False]
 
 
 @settings(max_examples=300, deadline=None)
@@ -117,7 +121,7 @@ def test_noise_keys_have_nothing_in_common_with_masks():
     NoiseSource(lambda length: asked.append(length) or bytes(length)).share(100.0, 5, **LABEL)
     assert asked == [32]
     labels = re.findall(r'b?"(privacy/[^"]*|secagg/[^"]*)"', Path(noise.__file__).read_text(encoding="utf-8"))
-    assert labels == ["privacy/1 noise share", "privacy/1 insecure test seed"]
+    assert labels == ["privacy/1 noise share", "privacy/1 record coins", "privacy/1 insecure test seed"]
     package = Path(noise.__file__).parents[1] / "secagg"
     assert not [path for path in package.rglob("*.py") if "privacy/" in path.read_text(encoding="utf-8")]
 
@@ -364,3 +368,99 @@ def test_a_private_source_is_never_keyed_like_a_test_source():
 def test_known_answer_of_a_test_share():
     """A recorded share: a change of the key derivation shows."""
     assert NoiseSource.insecure_test(0).share(100.0, 6, **LABEL).tolist() == [71, -53, -73, 92, -102, 19]
+
+
+def fixed_source():
+    """A source whose secret is known."""
+    return NoiseSource(lambda length: bytes(range(length)))
+
+
+def test_every_part_of_the_label_is_in_the_key_of_coins():
+    """Changing the run, round, attempt, site or rate flips other coins; so does asking another source."""
+    source = fixed_source()
+    changes = [{}, *(change for change in CHANGES if "purpose" not in change)]
+    flips = [source.coins(0.5, 256, **(ROUND | change)) for change in changes]
+    flips.append(fixed_source().coins(math.nextafter(0.5, 1.0), 256, **ROUND))
+    flips.append(NoiseSource().coins(0.5, 256, **ROUND))
+    assert all(each.dtype == np.bool_ and each.shape == (256,) for each in flips)
+    assert len({each.tobytes() for each in flips}) == len(changes) + 2
+
+
+def test_a_slots_coin_depends_on_no_other_slot():
+    """With more slots, or fewer, every slot keeps its coin."""
+    whole = fixed_source().coins(0.3, 1000, **ROUND)
+    for slots in (1, 7, 8, 9, 999):
+        assert np.array_equal(fixed_source().coins(0.3, slots, **ROUND), whole[:slots])
+    assert fixed_source().coins(0.3, 0, **ROUND).shape == (0,)
+
+
+def test_coins_are_flipped_once():
+    """Asking again is refused, whatever the rate or number of slots; a failed request spends nothing; noise is apart."""
+    source = NoiseSource()
+    for bad in ({"rate": 0.0}, {"rate": 1.5}, {"rate": math.nan}, {"rate": True}, {"rate": "0.1"}, {"slots": -1}):
+        with pytest.raises(SamplerError, match=rf"{next(iter(bad))} = "):
+            source.coins(**({"rate": 0.1, "slots": 10} | bad), **ROUND)
+    source.coins(0.1, 10, **ROUND)
+    source.share(10.0, 10, **LABEL)
+    for rate, slots in ((0.1, 10), (0.2, 10), (0.1, 11)):
+        with pytest.raises(
+            SamplerError, match="the coins of run 'run', round 3, attempt 0, site 1 were flipped before"
+        ):
+            source.coins(rate, slots, **ROUND)
+
+
+def test_coins_have_a_keystream_of_their_own(monkeypatch):
+    """No key of coins is a key of a share, also where the purpose says coins; each round and attempt has its own."""
+    keys = []
+    monkeypatch.setattr(noise.DiscreteGaussian, "sample", lambda _, key, length: keys.append(key) or np.zeros(length))
+    monkeypatch.setattr(noise, "coins", lambda key, _rate, count: keys.append(key) or np.zeros(count, bool))
+    source = fixed_source()
+    for number, attempt, site in itertools.product(range(4), range(2), range(3)):
+        label = {"run": "run", "round": number, "attempt": attempt, "site": site}
+        source.coins(0.5, 5, **label)
+        for purpose in ("update", "", "record coins"):
+            source.share(100.0, 5, purpose=purpose, **label)
+    assert len(set(keys)) == len(keys) == 96
+
+
+@pytest_fork
+def test_forks_do_not_share_coins():
+    """The parent and each forked child flip different coins for one label (P18)."""
+    source = NoiseSource()
+
+    def task():
+        return np.packbits(source.coins(0.5, 800, **ROUND)).tobytes()
+
+    assert len({in_fork(task), in_fork(task), task()}) == 3
+
+
+def test_the_insecure_test_source_repeats_its_coins():
+    """One seed gives one set of coins, whatever the attempt, so that resume is bitwise; another seed gives another."""
+    source = NoiseSource.insecure_test(7)
+    first = source.coins(0.5, 200, **ROUND)
+    assert np.array_equal(source.coins(0.5, 200, **(ROUND | {"attempt": 1})), first)
+    assert not np.array_equal(NoiseSource.insecure_test(8).coins(0.5, 200, **ROUND), first)
+    private = NoiseSource()
+    assert not np.array_equal(private.coins(0.5, 200, **ROUND), private.coins(0.5, 200, **(ROUND | {"attempt": 1})))
+    assert NoiseSource.insecure_test(0).coins(0.5, 8, **ROUND).tolist() == KNOWN_COINS
+
+
+def test_removing_any_record_leaves_the_others_coins_and_integers_alone():
+    """Record level: with each record removed in turn, every other one has the same coin and the same integers, bit included."""
+    rows = np.random.default_rng(5).normal(size=(12, 6)).astype(np.float32)
+    codec = AdaptiveCodec(GridCodec(1.0, 1 << 12, 6), 700)
+
+    def encoded(present):
+        taken = present & fixed_source().coins(0.5, 12, **ROUND)
+        return codec.encode_records(rows, taken)
+
+    everybody = np.ones(12, np.bool_)
+    whole, flips = encoded(everybody), fixed_source().coins(0.5, 12, **ROUND)
+    assert 0 < flips.sum() < 12
+    for removed in range(12):
+        present = everybody.copy()
+        present[removed] = False
+        changed = encoded(present)
+        assert np.array_equal(np.delete(changed, removed, axis=0), np.delete(whole, removed, axis=0))
+        assert not changed[removed].any()
+        assert whole[removed].any() == flips[removed]  # who is not in the batch adds nothing, its bit neither

@@ -1,6 +1,8 @@
 import itertools
 import math
 from bisect import bisect_right
+from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,3 +167,53 @@ def test_tables_are_kept_for_each_real_sigma_and_never_shared_between_two():
     assert DiscreteGaussian(10.4)._levels is DiscreteGaussian(10.4)._levels
     assert masses(DiscreteGaussian(10.4)._levels[0][1]) != masses(DiscreteGaussian(10.0)._levels[0][1])
     assert repr(DiscreteGaussian(10.4)) == "DiscreteGaussian(sigma=10.4)"
+
+
+def test_coins_are_keystream_words_below_the_rate():
+    """Coin i falls where word i of the AES-256-CTR stream is below rate * 2**64, by plain integers."""
+    stream = Cipher(algorithms.AES(KEY), modes.CTR(bytes(16))).encryptor().update(bytes(8 * 4000))
+    words = [int.from_bytes(stream[at : at + 8], "little") for at in range(0, len(stream), 8)]
+    for rate in (0.5, 0.1, 1 / 3, 2.0**-9, math.nextafter(1.0, 0.0), 1.0):
+        expected = [word < Fraction(rate) * 2**64 for word in words]
+        assert sampling.coins(KEY, rate, 4000).tolist() == expected
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1, 1e-3, 2.0**-32 * 1.7, 1.0])
+def test_coins_never_fall_more_often_than_their_rate(monkeypatch, rate):
+    """At the threshold: the last word that falls and the first that does not; so many of 2**64 are at most the rate."""
+    threshold = math.floor(Fraction(rate) * 2**64)
+    words = np.array([0, threshold - 1, min(threshold, 2**64 - 1)], dtype=np.uint64)
+    monkeypatch.setattr(sampling, "_lane", lambda *_: SimpleNamespace(update=lambda _: words.tobytes()))
+    fallen = sampling.coins(KEY, rate, 3)
+    assert fallen.tolist() == [True, True, rate == 1]
+    assert 0 <= Fraction(rate) - Fraction(threshold, 2**64) < Fraction(1, 2**64)
+
+
+def off(flips, rate, factor):
+    """How many standard deviations the number of fallen coins is from a rate that is off by a factor."""
+    wrong = rate * factor
+    return (flips.sum() - len(flips) * wrong) / math.sqrt(len(flips) * wrong * (1 - wrong))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.7])
+def test_the_law_of_coins(rate):
+    """Two million coins have the rate and not one 3 % off to either side; neighbours are independent, and a wrong coin is seen."""
+    flips = sampling.coins(KEY, rate, 2_000_000)
+
+    def pairs(coins):
+        return off(coins[1:] & coins[:-1], rate, rate), off(coins[64:] & coins[:-64], rate, rate)
+
+    assert abs(off(flips, rate, 1.0)) < 4
+    assert off(flips, rate, 1.03) < -4
+    assert off(flips, rate, 0.97) > 4
+    assert all(abs(each) < 5 for each in pairs(flips))
+    sticky = np.repeat(flips[: len(flips) // 2], 2)  # the rate is right, and a coin tells its neighbour's
+    assert abs(off(sticky, rate, 1.0)) < 6
+    assert pairs(sticky)[0] > 20
+
+
+@pytest.mark.parametrize(("rate", "count"), [(0.0, 3), (-0.1, 3), (1.1, 3), (math.nan, 3), (0.1, -1)])
+def test_coins_that_cannot_be_flipped_are_refused(rate, count):
+    """A rate outside (0, 1], NaN, or a negative count."""
+    with pytest.raises(SamplerError, match="coins of rate"):
+        sampling.coins(KEY, rate, count)

@@ -348,3 +348,19 @@ def test_what_cannot_be_printed_is_no_crash(tmp_path):
             [sys.executable, "-m", "privacy.cli", "ledger", command, odd], capture_output=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_sampled_rounds_are_shown_with_their_rate(call, tmp_path):
+    """The listing names the rate where it is below 1, and totals have the bound of the loss distribution, in words and JSON."""
+    fields = json.loads((Path(__file__).parents[2] / "heart_plan.json").read_text(encoding="utf-8"))
+    plan, path = Plan.solve(**fields, sample_rate=0.1), tmp_path / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        for each in (plan, PLAN):
+            ledger.reserve(run=each.hash[:4], round=0, attempt=0, plan=each, private=True, data_set="ab")
+    _, out, _ = call("ledger", "show", path)
+    assert ["rate 0.1" in line for line in out.splitlines()] == [False, True, False, False]
+    _, out, _ = call("ledger", "total", path)
+    assert "upper bounds: pld" in out
+    _, out, _ = call("ledger", "total", path, "--json")
+    answer = json.loads(out)
+    assert answer["epsilon"] == answer["routes"]["pld"] < answer["routes"]["rdp"] < answer["routes"]["closed_form"]

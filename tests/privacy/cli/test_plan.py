@@ -209,3 +209,20 @@ def test_from_takes_no_fields_and_force_needs_out(call, tmp_path):
     assert "--rounds" in err
     assert "--total-clip" in err
     assert "--force goes with --out" in call("plan", *options(), "--force")[2]
+
+
+def test_poisson_batches_from_the_shell(call, tmp_path):
+    """--sample-rate makes a sampled plan: the page says so, JSON has the rate and the third route, the file reads back."""
+    code, out, _ = call("plan", *options(sample_rate=0.1), "--out", tmp_path / "plan.json", "--json")
+    answer = json.loads(out)
+    assert (code, answer["sample_rate"], answer["plan"]["sample_rate"]) == (0, 0.1, 0.1)
+    assert answer["epsilon"] == answer["routes"]["pld"] <= 1.0 < answer["routes"]["rdp"]
+    plan = Plan.from_json((tmp_path / "plan.json").read_bytes())
+    assert (plan.hash, plan.sample_rate) == (answer["hash"], 0.1)
+    code, page, _ = call("plan", "--from", tmp_path / "plan.json")
+    assert code == 0
+    assert page.startswith(plan.explain())
+    assert "40 (the plan)" in page
+    code, _, err = call("plan", *options(sample_rate=0.1, silos=2))
+    assert code != 0
+    assert "silos = 2: each site flips a coin of its own" in err

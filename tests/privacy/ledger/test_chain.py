@@ -160,3 +160,15 @@ def test_messages_are_short_and_plain():
         assert len(str(caught.value)) < 200
         assert str(caught.value).isascii()
         assert str(caught.value).isprintable()
+
+
+def test_a_sample_rate_is_in_the_line_where_it_is_below_one():
+    """Left out at 1, so that old lines are what they were and one entry has one line; read back exactly below."""
+    assert encode(VALUES | {"sample_rate": 1.0}) == encode(VALUES)
+    assert decode(encode(VALUES)[:-1]).sample_rate == 1.0
+    line = encode(VALUES | {"sample_rate": 0.1})
+    assert b'"sample_rate":0.1,' in line
+    assert decode(line[:-1]).sample_rate == 0.1
+    for value in (b"1", b"0", b"1.5", b"-0.1", b"null", b'"0.1"', b"true", b"0.10"):
+        with pytest.raises(ChainError):
+            decode(line[:-1].replace(b'"sample_rate":0.1', b'"sample_rate":' + value))

@@ -71,3 +71,25 @@ def test_no_bound_is_told_where_there_is_none():
     check_claims([endless], PATH)
     with pytest.raises(ChainError):
         check_claims([dataclasses.replace(endless, told={"closed_form": 5.0, "rdp": 6.0})], PATH)
+
+
+def sampled(count=30, delta=1e-5):
+    """A claim that is right, of sampled releases and a full one."""
+    spend = Spend().plus(GROUP, 0.3, draws=1000)
+    for _ in range(count):
+        spend = spend.plus(GROUP, 0.8, rate=0.05, draws=1000)
+    return Claim(3, "epsilon", spend.routes(delta), spend, delta)
+
+
+def test_claims_of_sampled_releases_are_settled_without_solving(monkeypatch):
+    """Right ones at once; a hair off by either route is found, and so is what full batches would come to."""
+    right = sampled()
+    full = Spend().plus(GROUP, right.spend.mu_squared() ** 0.5, draws=right.spend.draws).routes(1e-5)
+    for route in ("closed_form", "rdp"):
+        for factor in (1 - 1e-8, 1 + 1e-8):
+            with pytest.raises(ChainError, match=f"epsilon by {route} is"):
+                check_claims([right, claim(0.5), wrong(right, route, factor)], PATH)
+    with pytest.raises(ChainError, match="epsilon by rdp is"):
+        check_claims([dataclasses.replace(right, told=full)], PATH)
+    monkeypatch.setattr(recompute, "_solve", lambda *_: pytest.fail("solved for"))
+    check_claims([right, claim(0.5), sampled(5)] * 1000, PATH)

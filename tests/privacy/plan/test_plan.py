@@ -195,8 +195,8 @@ def test_hash_is_known():
     [
         (lambda plan: plan | {"sensitivity": 1}, "unknown keys in the plan: sensitivity"),
         (
-            lambda plan: plan | {"sample_rate": 0.1},
-            "unknown keys in the plan: sample_rate",
+            lambda plan: plan | {"client_rate": 0.1},
+            "unknown keys in the plan: client_rate",
         ),  # P23: the cohort is signed
         (lambda plan: {k: v for k, v in plan.items() if k != "bits"}, "missing keys in the plan: bits"),
         (lambda plan: plan | {"format": "privacy-plan/2"}, "privacy-plan/1"),

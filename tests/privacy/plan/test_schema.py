@@ -13,6 +13,7 @@ from privacy.errors import PlanError
 from privacy.plan import Plan
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "schemas" / "plan-1.json").read_text(encoding="utf-8"))
+OPTIONAL = {"silos", "adaptive", "sample_rate"}
 ANNOTATIONS = {"$schema", "$id", "title", "description"}
 TYPES = {
     "object": lambda value: isinstance(value, dict),
@@ -70,6 +71,7 @@ def written(heart, adaptive):
         heart(relation="replace-one", silos=2, adaptive=adaptive, epsilon=4.0),
         heart(unit="client", relation="zero-out", records_per_site=1),
         heart(epsilon=None, noise_multiplier=21.0),
+        heart(sample_rate=0.1, adaptive=adaptive),
     )
     return [json.loads(plan.to_json()) for plan in made]
 
@@ -94,7 +96,7 @@ def test_the_schema_names_every_field():
     """A field that the code gains or loses without the schema is found."""
     names = {each.name for each in fields(Plan) if each.init} | {"format"}
     assert SCHEMA["properties"].keys() == names
-    assert set(SCHEMA["required"]) == names - {"silos", "adaptive"}
+    assert set(SCHEMA["required"]) == names - OPTIONAL
     inner = SCHEMA["properties"]["adaptive"]
     assert inner["properties"].keys() == set(inner["required"]) == {each.name for each in fields(AdaptiveClip)}
 
@@ -108,7 +110,7 @@ def test_wrong_values_are_refused_by_schema_and_reader(written, key):
         assert not valid(changed, SCHEMA), (key, value)
         assert refused(changed), (key, value)
     left = {name: value for name, value in full.items() if name != key}
-    assert valid(left, SCHEMA) == (key in {"silos", "adaptive"}) != refused(left)
+    assert valid(left, SCHEMA) == (key in OPTIONAL) != refused(left)
 
 
 @pytest.mark.parametrize("key", sorted(SCHEMA["properties"]["adaptive"]["properties"]))
@@ -128,7 +130,14 @@ def test_wrong_values_inside_are_refused_by_schema_and_reader(written, key):
 @pytest.mark.parametrize(
     ("at", "change"),
     [
-        (0, {"sample_rate": 0.1}),
+        (0, {"client_rate": 0.1}),
+        (0, {"sample_rate": 1}),
+        (1, {"sample_rate": 0.1}),
+        (2, {"sample_rate": 0.1}),
+        (4, {"sample_rate": 1e-10}),
+        (4, {"sample_rate": 2}),
+        (4, {"relation": "replace-one"}),
+        (4, {"silos": 2}),
         (0, {"sensitivity": 1}),
         (0, {"silos": 1}),
         (0, {"adaptive": None}),
@@ -142,7 +151,7 @@ def test_wrong_values_inside_are_refused_by_schema_and_reader(written, key):
     ],
 )
 def test_what_does_not_go_together_is_refused_by_schema_and_reader(written, at, change):
-    """P16, P23: unknown keys, relations of the other unit, silos of clients, defaults written out."""
+    """P16, P23: unknown keys, relations of the other unit, silos of clients, defaults written out, coins that count nothing."""
     changed = written[at] | change
     assert not valid(changed, SCHEMA)
     assert refused(changed)
