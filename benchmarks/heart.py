@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from fl import run
-from fl.config import Config
 from fl.demo import heart
+from fl.sections import Config
 from secagg.params import SlackWarning
 
 EPSILONS = (1.0, 0.5, 0.25)

@@ -4,18 +4,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fl.config import Config, build_config, load_config
+    from fl.config import build_config, load_config
     from fl.rounds import RoundRecord
-    from fl.simulation import RunResult, run
+    from fl.sections import Config
+    from fl.simulation import RunResult, resume, run
 
-__all__ = ["Config", "RoundRecord", "RunResult", "build_config", "load_config", "run"]
+__all__ = ["Config", "RoundRecord", "RunResult", "build_config", "load_config", "resume", "run"]
 
 _HOMES = {
-    "Config": "fl.config",
+    "Config": "fl.sections",
     "build_config": "fl.config",
     "load_config": "fl.config",
     "RoundRecord": "fl.rounds",
     "RunResult": "fl.simulation",
+    "resume": "fl.simulation",
     "run": "fl.simulation",
 }
 

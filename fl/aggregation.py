@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fl.algorithms import Algorithm, Mean, SiteUpdate, weighted_mean
+from fl.algorithms import Algorithm, Mean, SiteUpdate
 from fl.algorithms.base import Int64
 from fl.errors import FlError
 from fl.site import Agreement, Announcement, Participation
@@ -149,7 +149,7 @@ class Ideal:
                 part.refusal = error
                 values.pop(client, None)
                 silences[client] = phase
-        alive = _alive(params, silences)
+        alive = still_there(params, silences)
         survivors = tuple(sorted(values))
         for client in survivors:
             if client in alive["unmask"]:
@@ -159,7 +159,7 @@ class Ideal:
                 except PrivacyError as error:
                     cohort[client].refusal = error
                     silences[client] = PHASES[4]
-        _alive(params, silences)
+        still_there(params, silences)
         sums = {
             block.name: np.sum([values[client][block.name] for client in survivors], axis=0) for block in params.blocks
         }
@@ -181,31 +181,38 @@ class Plain:
     Attributes:
         participants: The sites of an attempt.
         silences: The phase from which a site is silent in an attempt.
+        average: Sites' updates by name → their mean, and who was left out of it.
     """
 
     participants: Participants
     silences: Callable[[Announcement], Silences]
+    average: Callable[[Mapping[str, SiteUpdate]], tuple[Mean, tuple[str, ...]]]
 
     def __call__(self, announcement: Announcement) -> Aggregate:
         """Average in ascending order of client id, so that the order of arrival changes nothing."""
         silences = dict(self.silences(announcement))
         updates: dict[str, SiteUpdate] = {}
         ids: dict[str, int] = {}
+        parts: dict[str, Participation] = {}
         for client, part in sorted(self.participants(announcement).items()):
             if silences.get(client) in PHASES[:3]:
                 continue
             update = part.train()
             updates[part.site.name], ids[part.site.name] = update, client
-            part.commit()
-        mean, excluded = weighted_mean(updates)
+            parts[part.site.name] = part
+        mean, excluded = self.average(updates)
         if len(updates) == len(excluded):
             raise BelowThresholdError("mask", 1, (), "no finite update")
+        for name, part in parts.items():
+            if name not in excluded:  # training that went to NaN leaves no trace at its site either
+                part.commit()
         survivors = tuple(ids[name] for name in updates if name not in excluded)
         silences |= dict.fromkeys((ids[name] for name in excluded), "mask")
-        return Aggregate(mean, survivors, dict(sorted(silences.items())))
+        refused = dict.fromkeys((ids[name] for name in excluded), "its update is not finite")
+        return Aggregate(mean, survivors, dict(sorted(silences.items())), refused=refused)
 
 
-def _alive(params: RoundParams, silences: Silences) -> dict[str, tuple[int, ...]]:
+def still_there(params: RoundParams, silences: Silences) -> dict[str, tuple[int, ...]]:
     """Who answers in each phase.
 
     Raises:

@@ -1,6 +1,7 @@
 """The bundled demonstration: four hospitals, patient-level privacy, one hospital that goes silent now and then."""
 
-from fl.config import Config, build_config
+from fl.config import build_config
+from fl.sections import Config
 
 
 def heart(*, seed: int = 0, rounds: int = 40, epsilon: float = 1.0) -> Config:

@@ -21,5 +21,9 @@ class RoundFailedError(FlError):
     """A round that could not be completed; what was committed before it stands."""
 
 
+class RunStopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM reached a run: what was committed stands, and `fl resume` goes on from it."""
+
+
 class RunError(FlError):
     """A run folder that cannot be created, read or continued; the message names the path."""

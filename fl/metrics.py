@@ -1,25 +1,32 @@
 """Binary classification metrics, per site and pooled, safe to write as JSON."""
 
+import csv
+import io
+import logging
 import math
-from collections.abc import Mapping
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl.errors import DataError
 
+_LOG = logging.getLogger(__name__)
+
 
 class BinaryMetrics(TypedDict):
     """One test set's metrics.
 
-    `auc` is None where a class is absent, `accuracy` is None where there is no row.
+    `auc` is None where a class is absent, `accuracy` is None where there is no row; both where a score is not finite, and
+    `not_finite` names them then.
     """
 
     auc: float | None
     accuracy: float | None
     positives: int
     negatives: int
+    not_finite: NotRequired[list[str]]
 
 
 class PooledMetrics(TypedDict):
@@ -27,6 +34,7 @@ class PooledMetrics(TypedDict):
 
     auc: float | None
     accuracy: float | None
+    not_finite: NotRequired[list[str]]
 
 
 class SiteReport(TypedDict):
@@ -49,7 +57,7 @@ def binary_metrics(y: NDArray[np.int32], score: NDArray[np.floating], *, name: s
         The metrics, all finite or None.
 
     Raises:
-        DataError: Shapes differ, a label is not 0 or 1, a score is not a probability; the message has `name`.
+        DataError: Shapes differ, a label is not 0 or 1, a finite score is not a probability; the message has `name`.
 
     Guarantees:
         Every number is a finite Python int or float: `json.dumps(..., allow_nan=False)` takes it.
@@ -58,13 +66,16 @@ def binary_metrics(y: NDArray[np.int32], score: NDArray[np.floating], *, name: s
         raise DataError(f"{name}: labels {y.shape} and scores {score.shape} must be one-dimensional and equally long")
     if not np.isin(y, (0, 1)).all():
         raise DataError(f"{name}: labels other than 0 and 1")
-    lost = int(np.count_nonzero(~np.isfinite(score)))
-    if lost:
-        raise DataError(f"{name}: {lost} of {len(score)} scores are not finite (did training diverge?)")
-    if len(score) and not 0 <= score.min() <= score.max() <= 1:
-        raise DataError(f"{name}: scores from {score.min():g} to {score.max():g} are not probabilities")
     positives = int(np.count_nonzero(y))
     negatives = len(y) - positives
+    lost = int(np.count_nonzero(~np.isfinite(score)))
+    if lost:
+        _LOG.warning("%s: %d of %d scores are not finite (did training diverge?)", name, lost, len(score))
+        return BinaryMetrics(
+            auc=None, accuracy=None, positives=positives, negatives=negatives, not_finite=["auc", "accuracy"]
+        )
+    if len(score) and not 0 <= score.min() <= score.max() <= 1:
+        raise DataError(f"{name}: scores from {score.min():g} to {score.max():g} are not probabilities")
     auc = None
     if positives and negatives:
         from sklearn.metrics import roc_auc_score  # noqa: PLC0415 - 0.8 s to import
@@ -108,7 +119,47 @@ def site_report(
         if metrics["auc"] is not None and min(metrics["positives"], metrics["negatives"]) >= min_per_class
     ]
     return SiteReport(
-        pooled=PooledMetrics(auc=pooled["auc"], accuracy=pooled["accuracy"]),
+        pooled=_pooled(pooled),
         auc_site_mean=math.fsum(counted) / len(counted) if counted else None,
         sites=sites,
     )
+
+
+def metrics_csv(rounds: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """A run's metrics as a table for a spreadsheet: a row for each round, in the same few columns however many sites there are.
+
+    `survivors` and `dropped` are counts; `seconds`, `bytes_up` and `bytes_down` are sums over phases; epsilon has a column for
+    each route; the evaluation's columns begin with `test.`. What is None, or was not evaluated, is an empty cell.
+
+    Args:
+        rounds: The lines of metrics.jsonl.
+        evaluations: Those of evaluation.jsonl.
+    """
+    tested = {line["round"]: line for line in evaluations}
+    rows = [_row(line, tested.get(line["round"], {})) for line in rounds]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _row(line: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"round": line["round"], "attempt": line["attempt"]}
+    row |= {key: len(line[key]) for key in ("survivors", "dropped")}
+    row |= {key: line[key] for key in ("loss", "weight", "update_norm", "sigma_eff")}
+    row |= {f"epsilon.{route}": bound for route, bound in (line["epsilon"] or {}).items()}
+    row |= {key: line[key] for key in ("clip", "within")}
+    row |= {f"bytes_{way}": sum(line["bytes"][way].values()) for way in ("up", "down")}
+    row["seconds"] = sum(sum(phases.values()) for phases in line["seconds"].values())
+    if "not_finite" in line:
+        row["not_finite"] = " ".join(line["not_finite"])
+    measured = {f"test.{key}": value for key, value in test.items() if key != "round"}
+    return row | {key: " ".join(value) if isinstance(value, list) else value for key, value in measured.items()}
+
+
+def _pooled(metrics: BinaryMetrics) -> PooledMetrics:
+    pooled = PooledMetrics(auc=metrics["auc"], accuracy=metrics["accuracy"])
+    if "not_finite" in metrics:
+        pooled["not_finite"] = metrics["not_finite"]
+    return pooled

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import math
 import re
 import tomllib
@@ -17,8 +18,7 @@ from markupsafe import Markup
 
 from fl.errors import RunError
 from fl.files import write_file
-from privacy.accounting import gaussian_epsilon
-from privacy.accounting.gaussian import SAMPLER_DISTANCE, as_text
+from privacy.accounting.gaussian import as_text
 from privacy.errors import PlanError
 from privacy.plan import Plan, PlanWarning
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _INK = "#010203"
 _BLUE, _ORANGE, _GREY, _RED = "#2f7fd8", "#d98324", "#8a8f98", "#d64545"
 _T = TypeVar("_T")
+_SHOWN = 50  # sites on the page; all of them are in result.json and metrics.jsonl
+_PLANNED = 8  # points of a planned curve that is slow to compute
 _LARGEST_EXPONENT = 700.0  # beyond it a float overflows, and the bound says nothing
 _MODELS = {
     "federated": "Federated, without privacy",
@@ -38,12 +40,20 @@ _MODELS = {
 
 
 class SiteResult(msgspec.Struct, frozen=True):
-    """One site's test metrics; counts are of test rows."""
+    """One site's test metrics; counts are of test rows, None where labels are not one of two classes."""
 
     auc: float | None
     accuracy: float | None
-    positives: int
-    negatives: int
+    positives: int | None
+    negatives: int | None
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """The number that runs are compared by."""
+
+    name: str
+    value: float | None
+    higher_is_better: bool
 
 
 class ModelResult(msgspec.Struct, frozen=True):
@@ -64,12 +74,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         insecure_test_seed: Whether a test seed did.
         seconds: By phase, and of whatever else took time.
         epsilon_lifetime: Site → ε over every booked run on its data set, this one included, at this run's δ; None: no bound.
+        ended: What ended the run before its last round; None for a whole run.
     """
 
     auc: float | None
     accuracy: float | None
     auc_site_mean: float | None
     sites: dict[str, SiteResult]
+    metric: Metric | None = None
     baselines: dict[str, ModelResult] = {}
     epsilon: float | None
     epsilon_planned: float | None
@@ -78,6 +90,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     private: bool
     insecure_test_seed: bool = False
     epsilon_lifetime: dict[str, float | None] = {}
+    ended: str | None = None
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -225,6 +238,8 @@ def render(record: RunRecord) -> str:
         mode=record.config.get("secagg", {}).get("mode", "secure"),
         rounds=record.rounds,
         models=[(title, result.baselines[key]) for key, title in _MODELS.items() if key in result.baselines],
+        sites=dict(itertools.islice(result.sites.items(), _SHOWN)),
+        more=max(0, len(result.sites) - _SHOWN),
         timeline=timeline,
         present={name: sum(summed for _, summed, _ in cells) for name, cells in timeline},
         silences=sum(len(line.dropped) for line in record.rounds),
@@ -276,10 +291,17 @@ def _read_plan(path: Path) -> Plan:
 def _timeline(record: RunRecord) -> list[tuple[str, list[tuple[int, bool, str | None]]]]:
     """For each site, for each round: the round, whether its update is in the sum, the phase it fell silent in."""
     names = list(record.result.sites)
-    names += [name for line in record.rounds for name in (*line.survivors, *line.dropped) if name not in names]
+    names += [name for line in record.rounds for name in (*line.survivors, *line.dropped)]
+    summed = [frozenset(line.survivors) for line in record.rounds]
     return [
-        (name, [(line.round, name in line.survivors, line.dropped.get(name)) for line in record.rounds])
-        for name in dict.fromkeys(names)
+        (
+            name,
+            [
+                (line.round, name in there, line.dropped.get(name))
+                for line, there in zip(record.rounds, summed, strict=True)
+            ],
+        )
+        for name in itertools.islice(dict.fromkeys(names), _SHOWN)
     ]
 
 
@@ -345,23 +367,21 @@ def _charts(record: RunRecord) -> dict[str, Markup]:
         spent = [line.epsilon for line in record.rounds if line.epsilon is not None]
         noise = [line.sigma_eff for line in record.rounds if line.sigma_eff is not None]
 
-        floor = plan.mu(plan.sites - plan.dropouts) ** 2
-        sampler = plan.draws * SAMPLER_DISTANCE
-        planned = [
-            gaussian_epsilon(count * floor, plan.delta, sampler_delta=count * sampler).upper
-            for count in range(1, len(steps) + 1)
-        ]
+        counts = range(1, len(steps) + 1)
+        if plan.sample_rate < 1:  # a privacy loss distribution for each
+            counts = counts[:: -(-len(steps) // _PLANNED)]
+        planned = [plan.accounted_epsilon(rounds=count).upper for count in counts]
 
         def epsilon(axes: "Axes") -> None:
             axes.axhline(plan.epsilon, color=_RED, linestyle=":", label="budget of the run")
-            axes.plot(steps, planned, color=_GREY, linestyle="--", label="planned")
+            axes.plot([steps[count - 1] for count in counts], planned, color=_GREY, linestyle="--", label="planned")
             axes.plot(steps, [_level(each.rdp) for each in spent], color=_ORANGE, label="realised, Rényi route")
             axes.plot(steps, [_level(each.closed_form) for each in spent], color=_BLUE, label="realised, closed form")
             axes.set_ylim(bottom=0)
 
         def sigma(axes: "Axes") -> None:
             realised = [each / plan.sensitivity for each in noise]
-            axes.axhline(math.sqrt(1 / floor), color=_GREY, linestyle="--", label="planned floor")
+            axes.axhline(1 / plan.mu(plan.sites - plan.dropouts), color=_GREY, linestyle="--", label="planned floor")
             axes.step(steps, realised, where="mid", color=_BLUE, label="realised")
             axes.set_ylim(0, 1.15 * max(realised))
 

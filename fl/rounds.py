@@ -14,12 +14,12 @@ import numpy as np
 
 from fl.aggregation import Aggregate, Aggregator
 from fl.algorithms import Algorithm, ServerState
-from fl.checkpoint import Checkpoints
 from fl.errors import ModelError, RoundFailedError
 from fl.files import append_line
 from fl.model import Adapter
 from fl.site import Agreement, Announcement
-from privacy.ledger import Ledger, Reservation
+from privacy.errors import BudgetExceededError
+from privacy.ledger import Ledger, Reservation, read_entries
 from secagg.errors import BelowThresholdError, PeerFault, RoundError
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +67,23 @@ class RoundRecord:
 OnRound = Callable[[RoundRecord, ServerState], None]
 
 
+def first_attempt(ledger: Ledger | None, run: str, number: int) -> int:
+    """Which attempt at a round is the next one: what was reserved before, by a process that stopped, left for good.
+
+    Args:
+        ledger: The run's own ledger, or None without privacy, where nothing counts attempts.
+        run: The run's name.
+        number: The round.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    if ledger is None:
+        return 0
+    made = [e for e in read_entries(ledger.path) if e.kind == "reserve" and (e.run, e.round) == (run, number)]
+    return 1 + max((entry.attempt for entry in made), default=-1)
+
+
 @dataclass(frozen=True)
 class Coordinator:
     """Runs rounds and commits them.
@@ -76,8 +93,9 @@ class Coordinator:
         algorithm: The server's half of it is used here.
         adapter: The model.
         aggregate: How a round is taken.
-        checkpoints: Where each committed state goes.
-        metrics: Path of metrics.jsonl.
+        save: Makes a state last; the round is committed when it returns.
+        metrics: Path of metrics.jsonl. A round's line is there before the round is committed, so that no crash loses one;
+            lines after the last committed round are to be cut off by whoever goes on.
         attempts: How often a round is tried; each try is booked.
         ledger: The run's own ledger; needed with a plan.
     """
@@ -86,37 +104,37 @@ class Coordinator:
     algorithm: Algorithm
     adapter: Adapter
     aggregate: Aggregator
-    checkpoints: Checkpoints
+    save: Callable[[RoundRecord, ServerState], None]
     metrics: Path
     attempts: int = 1
     ledger: Ledger | None = None
 
-    def run(self, state: ServerState, rounds: int, on_round: OnRound) -> ServerState:
+    def run(self, state: ServerState, rounds: int, on_round: OnRound, *, attempt: int = 0) -> ServerState:
         """Run until `rounds` rounds are committed.
 
         Args:
             state: Where to start: `algorithm.init`, or a checkpoint.
             rounds: The round number to stop before.
             on_round: Called after each commit.
+            attempt: Number of the first attempt at the first round, as `first_attempt` gives it.
 
         Raises:
-            BudgetExceededError: the next round would pass the budget; nothing of it was sent.
+            BudgetExceededError: the next attempt would pass the budget; nothing of it was sent.
             RoundFailedError: every attempt at a round failed, or its result was not finite; what was committed stands.
         """
         while state.round < rounds:
-            state, record = self._round(state)
-            self.checkpoints.save(self.adapter, state)
+            state, record = self._round(state, attempt)
             append_line(self.metrics, asdict(record))
+            self.save(record, state)
             on_round(record, state)
+            attempt = 0
         return state
 
-    def _round(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
+    def _round(self, state: ServerState, first: int) -> tuple[ServerState, RoundRecord]:
         number = state.round
         failure = ""
-        for attempt in range(self.attempts):
-            announcement = Announcement(
-                number, attempt, self.adapter.ravel(state.params), self.adapter.hash(state.params), state.clip
-            )
+        for attempt in range(first, first + self.attempts):
+            announcement = self._announcement(state, attempt)
             reservation = self._reserve(announcement)
             try:
                 aggregate = self.aggregate(announcement)
@@ -124,7 +142,7 @@ class Coordinator:
                 failure = self._explain(error)
                 continue
             spent = self._commit(reservation, aggregate)
-            if aggregate.mean.gradient is None:
+            if aggregate.mean.descent(announcement.model) is None:
                 _LOG.warning("round %d: no data: no site in the sum has a record, and the model stays", number)
             try:
                 after = self.algorithm.server_update(state, aggregate.mean)
@@ -135,18 +153,38 @@ class Coordinator:
             return after, self._record(announcement, aggregate, spent)
         raise RoundFailedError(f"round {number} failed in {self.attempts} attempt(s): {failure}")
 
+    def _announcement(self, state: ServerState, attempt: int) -> Announcement:
+        return Announcement(
+            round=state.round,
+            attempt=attempt,
+            model=self.adapter.ravel(state.params),
+            model_hash=self.adapter.hash(state.params, state.broadcast),
+            clip=state.clip,
+            broadcast=state.broadcast,
+        )
+
     def _reserve(self, announcement: Announcement) -> Reservation | None:
         plan = self.agreement.plan
         if plan is None or self.ledger is None:
             return None
-        return self.ledger.reserve(
-            run=self.agreement.run,
-            round=announcement.round,
-            attempt=announcement.attempt,
-            plan=plan,
-            private=self.agreement.private,
-            data_set=None,
-        )
+        try:
+            return self.ledger.reserve(
+                run=self.agreement.run,
+                round=announcement.round,
+                attempt=announcement.attempt,
+                plan=plan,
+                private=self.agreement.private,
+                data_set=None,
+            )
+        except BudgetExceededError as error:
+            made = [e for e in read_entries(self.ledger.path) if (e.kind, e.run) == ("reserve", self.agreement.run)]
+            lost = len(made) - announcement.round
+            if not lost:
+                raise
+            raise BudgetExceededError(
+                f"round {announcement.round}: {lost} attempt(s) that failed, or were under way when the run was stopped, "
+                f"count as spent, and what they left does not pay for another: {error}"
+            ) from error
 
     def _commit(self, reservation: Reservation | None, aggregate: Aggregate) -> dict[str, float | None] | None:
         if reservation is None or self.ledger is None:
@@ -168,6 +206,7 @@ class Coordinator:
         self, announcement: Announcement, aggregate: Aggregate, epsilon: dict[str, float | None] | None
     ) -> RoundRecord:
         plan, names, mean = self.agreement.plan, self.agreement.sites, aggregate.mean
+        descent = mean.descent(announcement.model)
         return RoundRecord(
             round=announcement.round,
             attempt=announcement.attempt,
@@ -178,7 +217,7 @@ class Coordinator:
             sigma_eff=plan.sigma_effective(len(aggregate.survivors)) if plan is not None else None,
             epsilon=epsilon,
             transcript=aggregate.transcript,
-            update_norm=float(np.linalg.norm(mean.gradient)) if mean.gradient is not None else 0.0,
+            update_norm=float(np.linalg.norm(descent)) if descent is not None else 0.0,
             loss=mean.loss,
             weight=mean.weight,
             clip=announcement.clip,

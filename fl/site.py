@@ -8,14 +8,16 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
+import numpy as np
+import numpy.typing as npt
 import rfc8785
 
-from fl.algorithms.base import Algorithm, Contribution, Records
-from fl.data import SiteData
+from fl.algorithms.base import Algorithm, Contribution
+from fl.data import Records, SiteData
 from fl.errors import ConfigError, DataError, FlError, ModelError, RoundFailedError
 from fl.model import Adapter, Local, Vector
 from privacy.budget import Budget
@@ -41,7 +43,7 @@ class Agreement:
         blocks: What each site sends.
         plan: The privacy plan, or None.
         experiment: Hex SHA-256 of model, algorithm, server step and seed.
-        schema: Hex SHA-256 of the model's shared leaves.
+        schema: Hex SHA-256 of the model's leaves, as `Adapter.fingerprint` computes it.
         threshold: Shares needed to open a secret, or None for the smallest sound one.
         suite: Public keys.
         secure: Whether the server only sees sums; False where a simulation leaves the protocol out.
@@ -127,8 +129,9 @@ class Announcement:
         round: From 0.
         attempt: From 0; each is a release of its own.
         model: (d,) the global model's shared parameters.
-        model_hash: Their hash, as `Adapter.hash` computes it.
+        model_hash: Their hash and that of `broadcast`, as `Adapter.hash` computes it.
         clip: The round's clip norm, where the plan's adapts; else None.
+        broadcast: (d,) what the algorithm tells the sites beside the model, by name.
     """
 
     round: int
@@ -136,6 +139,7 @@ class Announcement:
     model: Vector
     model_hash: str
     clip: float | None = None
+    broadcast: Mapping[str, Vector] = field(default_factory=dict)
 
 
 def require_capacity(rows: SiteData, algorithm: Algorithm) -> None:
@@ -170,7 +174,7 @@ class Site:
         agreement: What it agreed to.
         algorithm: Its algorithm.
         adapter: Its model.
-        local: Its own local state (batch statistics), which never leaves it.
+        local: Its own local state (personal parameters, batch statistics), which never leaves it.
         key: The key of its own random streams (shuffling, dropout layers); not secret.
         identity: Its signing key.
         roster: Everybody's public keys.
@@ -220,11 +224,20 @@ class Site:
         """Compare the announced model with its hash, and this site's leaves with the agreed ones.
 
         Raises:
-            ModelError: it is not the one of the announced hash, has the wrong shape, or is not finite.
+            ModelError: it is not the one of the announced hash, has the wrong shape, or is not finite; or so is what is told
+                beside it.
         """
-        model = self.adapter.unravel(announcement.model)
+        model, beside = self.adapter.unravel(announcement.model), announcement.broadcast
         self.adapter.require_finite(model)
-        if self.adapter.schema.hash != self.agreement.schema or self.adapter.hash(model) != announcement.model_hash:
+        if tuple(sorted(beside)) != tuple(sorted(self.algorithm.broadcast)):
+            raise ModelError(
+                f"round {announcement.round}: {sorted(beside)} is told beside the model, not {sorted(self.algorithm.broadcast)}"
+            )
+        for name, vector in beside.items():
+            if vector.shape != announcement.model.shape or not np.isfinite(vector).all():
+                raise ModelError(f"round {announcement.round}: {name} is not a finite vector of the model's length")
+        known = self.adapter.fingerprint == self.agreement.schema
+        if not known or self.adapter.hash(model, beside) != announcement.model_hash:
             raise ModelError(f"round {announcement.round}: the model is not the one that was announced")
 
     def check_clip(self, announcement: Announcement) -> None:
@@ -269,7 +282,23 @@ class Site:
         """The algorithm's update, in floats, and the local state after training."""
         key = jax.random.fold_in(self.key, announcement.round)
         params = self.adapter.unravel(announcement.model)
-        return self.algorithm.client_update(params, self.local, self.records, key=key)
+        records = replace(self.records, present=self._drawn(announcement))
+        return self.algorithm.client_update(params, self.local, records, key=key, broadcast=announcement.broadcast)
+
+    def _drawn(self, announcement: Announcement) -> npt.NDArray[np.bool_]:
+        """Which slots take part: all that hold a record, or those among them whose secret coin says so.
+
+        The coin decides nothing else: every slot is computed, and an empty batch is sent like any other.
+        """
+        plan, noise, present = self.agreement.plan, self.noise, self.records.present
+        if plan is None or noise is None or plan.sample_rate == 1:
+            return present
+        return present & noise.coins(plan.sample_rate, len(present), **self._labels(announcement))
+
+    def _labels(self, announcement: Announcement) -> dict[str, Any]:
+        """What tells the site's secret streams of an attempt apart from all others."""
+        run = self.agreement.run if self.agreement.test_seed is None else "test"
+        return {"run": run, "round": announcement.round, "attempt": announcement.attempt, "site": self.id}
 
     def contribution(self, announcement: Announcement) -> tuple[Contribution, Local]:
         """Train, encode, and add this site's noise: the integers that leave, and the local state after training.
@@ -283,16 +312,7 @@ class Site:
         if plan is None or noise is None:
             return values, local
         return {
-            name: value
-            + noise.share(
-                plan.sigma_local,
-                len(value),
-                run=self.agreement.run if self.agreement.test_seed is None else "test",
-                round=announcement.round,
-                attempt=announcement.attempt,
-                site=self.id,
-                purpose=name,
-            )
+            name: value + noise.share(plan.sigma_local, len(value), purpose=name, **self._labels(announcement))
             for name, value in values.items()
         }, local
 

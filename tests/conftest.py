@@ -3,9 +3,12 @@
 No deadlines anywhere (the machines are shared), and the same examples on every CI run.
 """
 
+import atexit
 import collections
 import dataclasses
 import os
+import shutil
+import tempfile
 
 import msgspec
 import numpy as np
@@ -20,6 +23,13 @@ from secagg.params import PHASES
 from secagg.protocols.pairwise import ClientSession, ServerSession
 from secagg.protocols.pairwise.parties import advertisement_digest, pair_commitment, share_commitment, view
 from secagg.testing import parties
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Workers and the processes that tests start inherit it: a program that one of them compiled is compiled for all.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tests-jax-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

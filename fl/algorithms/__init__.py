@@ -1,15 +1,20 @@
-"""Federated algorithms as triples of pure functions: federated averaging, and record-level private gradient descent."""
+"""Federated algorithms as data: pure functions on both sides of the sum."""
 
-from fl.algorithms.base import Algorithm, Mean, Records, Server, ServerState, optimizer
+from fl.algorithms.base import Algorithm, LocalResult, Mean, ServerState
 from fl.algorithms.dp_fedsgd import dp_fedsgd
-from fl.algorithms.fedavg import ClippedEncoding, LocalTraining, SiteUpdate, WeightedEncoding, fedavg, weighted_mean
+from fl.algorithms.encoding import ClippedEncoding, SiteUpdate, WeightedEncoding
+from fl.algorithms.fedavg import fedavg
+from fl.algorithms.plain import plain_mean
+from fl.algorithms.scaffold import scaffold
+from fl.algorithms.server import Server, optimizer
+from fl.algorithms.training import LocalTraining
 
 __all__ = [
     "Algorithm",
     "ClippedEncoding",
+    "LocalResult",
     "LocalTraining",
     "Mean",
-    "Records",
     "Server",
     "ServerState",
     "SiteUpdate",
@@ -17,5 +22,6 @@ __all__ = [
     "dp_fedsgd",
     "fedavg",
     "optimizer",
-    "weighted_mean",
+    "plain_mean",
+    "scaffold",
 ]

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from fl.algorithms.base import Algorithm, Contribution, Int64, Mean, Records, Server, clipped_mean
-from fl.errors import ModelError
-from fl.model import Adapter, Local, Loss, Params, rekey
+from fl.algorithms.base import Algorithm, Contribution, Int64, Mean
+from fl.algorithms.encoding import clipped_mean
+from fl.algorithms.server import Server
+from fl.data import Records
+from fl.errors import ConfigError, ModelError
+from fl.model import Adapter, Leaves, Local, Loss, Params, Vector
 from privacy.plan import Plan
 from secagg.params import Block
 
@@ -40,14 +43,17 @@ def record_gradients(adapter: Adapter, loss: Loss) -> Callable[[Params, Local, R
     def compute(params: Params, local: Local, slots: Slots, key: jax.Array) -> jax.Array:
         def one(slot: Slots) -> jax.Array:
             record, label, tag = slot
-            streams = rekey(local, jax.random.fold_in(key, tag))
+            own = jax.random.fold_in(key, tag)
 
-            def objective(p: Params) -> jax.Array:
-                outputs, _ = adapter.forward(p, streams, record[None], train=True)
+            def objective(trained: Leaves) -> jax.Array:
+                outputs, _, _ = adapter.forward(params | trained, local, record[None], key=own, train=True)
                 return loss(outputs, label[None])[0]
 
-            leaves = jax.tree.leaves(jax.grad(objective)(params))
-            return jnp.concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in leaves])
+            gradient = jax.grad(objective)(adapter.trainable(params, {}))
+            # Shared statistics that no pass moves are no parameters: they have no gradient, and stay.
+            return adapter.flat({name: gradient.get(name, jnp.zeros_like(params[name])) for name in params}).astype(
+                jnp.float32
+            )
 
         rows: jax.Array = jax.lax.map(one, slots)
         return rows
@@ -66,21 +72,36 @@ def chunk_size(dimension: int) -> int:
     return max(1, min(CHUNK, _CHUNK_ENTRIES // dimension))
 
 
-def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algorithm:
+def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, example: jax.Array) -> Algorithm:
     """One gradient per record and round, clipped to `plan.clip`, summed over integers, divided by `plan.divisor`.
+
+    Args:
+        server: The server's half.
+        loss: Per record.
+        plan: For the record unit.
+        example: (1, ...) a record of the data's shape and dtype.
 
     Raises:
         ModelError: a training pass of the model changes local state (BatchNorm in training mode), so that one record
             would reach another's gradient; the message names the leaf.
     """
     adapter = server.adapter
-    coupled = adapter.coupled_leaves(jnp.zeros((1, features), jnp.float32))
+    if adapter.personal:
+        raise ModelError(
+            f"leaf {min(adapter.personal)} is personal, and a gradient per record trains shared leaves only"
+        )
+    coupled = adapter.coupled_leaves(example)
     if coupled:
         raise ModelError(f"leaf {coupled[0]} changes in training: it carries one record's values to another's gradient")
     gradients, size = record_gradients(adapter, loss), chunk_size(plan.dimension)
 
     def client_update(
-        params: Params, local: Local, records: Records, *, key: jax.Array
+        params: Params,
+        local: Local,
+        records: Records,
+        *,
+        key: jax.Array,
+        broadcast: Mapping[str, Vector] | None = None,  # noqa: ARG001 - nothing beside the model is told
     ) -> tuple[Iterator[Rows], Local]:
         return gradients(params, local, records, key), local
 
@@ -91,7 +112,8 @@ def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algor
         return {"update": total}
 
     def decode(sums: Mapping[str, Int64], clip: float | None = None) -> Mean:
-        return clipped_mean(plan, sums["update"], clip)
+        mean, bits = clipped_mean(plan, sums["update"], clip)
+        return Mean(mean, bits=bits)
 
     return Algorithm(
         blocks=(Block("update", length=plan.length, bits=plan.bits, bound=plan.bound),),
@@ -103,4 +125,11 @@ def dp_fedsgd(server: Server, loss: Loss, plan: Plan, *, features: int) -> Algor
         decode=decode,
         server_update=server.update,
         final=server.final,
+        params=adapter.params,
+        local=adapter.local,
+        plain=_no_plain,
     )
+
+
+def _no_plain(_updates: Mapping[str, object]) -> tuple[Mean, tuple[str, ...]]:
+    raise ConfigError('secagg.mode: "plain" is a float mean, and privacy is proved for integer sums only')

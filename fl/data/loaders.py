@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,9 @@ class SiteData:
 
     Attributes:
         name: The site.
-        x: float32 (rows, features), read-only. Zero rows are allowed.
-        y: int32 (rows,), 0 or 1, read-only.
-        features: Names of the features.
+        x: (rows, ...), read-only: float32 (rows, features) from a table; int32 where records are tokens. Zero rows are allowed.
+        y: (rows, ...), read-only: int32, 0 or 1 from a table; another class, or float32 where it is a quantity.
+        features: Names of a table's features; empty where a record is no row of a table.
         fingerprint: Hex SHA-256 of the site's whole table before any split: the name of the data set in ledgers. It
             is a hash of patients' rows, so it stays at the site or in a simulation's own folder.
 
@@ -42,21 +42,24 @@ class SiteData:
     """
 
     name: str
-    x: NDArray[np.float32]
-    y: NDArray[np.int32]
+    x: NDArray[Any]
+    y: NDArray[Any]
     features: tuple[str, ...]
     fingerprint: str
 
     def __post_init__(self) -> None:
-        if self.x.dtype != np.float32 or self.y.dtype != np.int32:
-            raise DataError(f"site {self.name}: x must be float32 and y int32, are {self.x.dtype} and {self.y.dtype}")
-        if self.x.shape != (len(self.y), len(self.features)) or self.y.ndim != 1:
+        for what, values in (("x", self.x), ("y", self.y)):
+            if values.dtype not in (np.float32, np.int32):
+                raise DataError(f"site {self.name}: {what} must be float32 or int32, is {values.dtype}")
+            if not np.isfinite(values).all():
+                raise DataError(f"site {self.name}: {what} has values that are not finite")
+        if self.x.ndim < 1 or self.y.ndim < 1 or len(self.x) != len(self.y):
+            raise DataError(f"site {self.name}: x {self.x.shape} and y {self.y.shape} have not one row each per record")
+        if self.features and (self.x.shape != (len(self.y), len(self.features)) or self.y.ndim != 1):
             raise DataError(
-                f"site {self.name}: x {self.x.shape} and y {self.y.shape} do not fit {len(self.features)} features"
+                f"site {self.name}: x {self.x.shape} and y {self.y.shape} do not fit a table of {len(self.features)} features"
             )
-        if not np.isfinite(self.x).all():
-            raise DataError(f"site {self.name}: x has values that are not finite")
-        if not np.isin(self.y, (0, 1)).all():
+        if self.features and not np.isin(self.y, (0, 1)).all():
             raise DataError(f"site {self.name}: y has values other than 0 and 1")
         for field in ("x", "y"):
             # A view: the caller's own array stays writeable, this one cannot be changed by accident.
@@ -76,12 +79,12 @@ class SiteData:
         return dataclasses.replace(self, x=self.x[rows], y=self.y[rows])
 
 
-def table_fingerprint(x: NDArray[np.float32], y: NDArray[np.int32]) -> str:
+def table_fingerprint(x: NDArray[Any], y: NDArray[Any]) -> str:
     """Names a data set that comes from arrays and not from a file, by its content.
 
     Args:
-        x: float32 (rows, features).
-        y: int32 (rows,).
+        x: float32 or int32 (rows, ...).
+        y: float32 or int32 (rows, ...).
 
     Returns:
         Hex SHA-256 over shape and sorted rows, little-endian.
@@ -89,8 +92,8 @@ def table_fingerprint(x: NDArray[np.float32], y: NDArray[np.int32]) -> str:
     Guarantees:
         The order of the rows, the site's name and the sign of zeros do not matter; any other change does.
     """
-    positive_zeros = x.astype("<f4") + np.float32(0)
-    rows = sorted(row.tobytes() + label.tobytes() for row, label in zip(positive_zeros, y.astype("<i4"), strict=True))
+    parts = ((part + part.dtype.type(0)).astype(part.dtype.newbyteorder("<")) for part in (x, y))  # -0.0 becomes 0.0
+    rows = sorted(row.tobytes() + label.tobytes() for row, label in zip(*parts, strict=True))
     digest = hashlib.sha256(b"fl.data/1 table")
     digest.update(np.array(x.shape, dtype="<u8").tobytes())
     for row in rows:
@@ -123,6 +126,22 @@ def load_csv(path: str | Path, schema: Schema, *, name: str | None = None) -> Si
     site_column = None if schema.sites is None else schema.sites.column
     positions = _find_columns(path, table.header, schema, optional=(site_column,))
     return _encode(path, table.rows, schema, positions, name=path.stem if name is None else name)
+
+
+def load_records(path: str | Path, schema: Schema) -> NDArray[np.float32]:
+    """Reads the records of a CSV file to be scored: as `load_csv`, and the label's column may be missing and is not read.
+
+    Returns:
+        float32 (rows, features); row i is data row i + 1 of the file.
+
+    Raises:
+        DataError: As for `load_csv`.
+    """
+    path = Path(path)
+    table = _read_table(path)
+    site_column = None if schema.sites is None else schema.sites.column
+    positions = _find_columns(path, table.header, schema, optional=(site_column, schema.label.column))
+    return _features(path, table.rows, schema, positions)
 
 
 def load_csv_sites(path: str | Path, schema: Schema) -> dict[str, SiteData]:
@@ -225,15 +244,10 @@ def _find_columns(
 
 
 def _encode(path: Path, rows: list[_Row], schema: Schema, positions: Mapping[str, int], *, name: str) -> SiteData:
-    x = np.zeros((len(rows), len(schema.features)), dtype=np.float32)
+    x = _features(path, rows, schema, positions)
     y = np.zeros(len(rows), dtype=np.int32)
     meaning = dict.fromkeys(schema.label.positive, 1) | dict.fromkeys(schema.label.negative, 0)
     for index, row in enumerate(rows):
-        x[index] = [
-            value
-            for column in schema.columns
-            for value in _encode_cell(path, row, column, row.cells[positions[column.name]], schema.missing)
-        ]
         cell = row.cells[positions[schema.label.column]]
         if cell in schema.missing:
             raise _cell_error(path, row, schema.label.column, cell, "is missing: the label must be there")
@@ -241,6 +255,17 @@ def _encode(path: Path, rows: list[_Row], schema: Schema, positions: Mapping[str
             raise _cell_error(path, row, schema.label.column, cell, f"is no label; known: {_listed(meaning)}")
         y[index] = meaning[cell]
     return SiteData(name, x, y, schema.features, _file_fingerprint(rows, schema, positions, name))
+
+
+def _features(path: Path, rows: list[_Row], schema: Schema, positions: Mapping[str, int]) -> NDArray[np.float32]:
+    x = np.zeros((len(rows), len(schema.features)), dtype=np.float32)
+    for index, row in enumerate(rows):
+        x[index] = [
+            value
+            for column in schema.columns
+            for value in _encode_cell(path, row, column, row.cells[positions[column.name]], schema.missing)
+        ]
+    return x
 
 
 def _file_fingerprint(rows: list[_Row], schema: Schema, positions: Mapping[str, int], name: str) -> str:

@@ -55,6 +55,7 @@ def lint(folder):
         ("privacy/noise.py", "import secagg.ring", "fl stands on secagg and privacy"),
         ("secagg/messages.py", "import secagg.session", "inside secagg, imports point down"),
         ("secagg/crypto/kdf.py", "import secagg.params", None),
+        ("fl/site.py", "import fl.simulation", "inside fl, imports point down"),
         ("privacy/codec.py", "import jax", "secagg and privacy run without JAX"),
     ],
 )

@@ -1,10 +1,12 @@
 """Cases from other frameworks: the marker that ties a test to its rows, and what the tests have in common.
 
 A test of this folder is marked `@pytest.mark.case("S1")`; `rows.json` has the rows, `test_every_row_has_a_test.py` ties them together.
-Nothing here may be skipped: a report that says so becomes a failure.
+Nothing here may be skipped: a report that says so becomes a failure. JAX takes 2 s to import, and most of these tests need none
+of it, so fixtures import what they need of `fl`.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,12 @@ import pytest
 from privacy.cli import main as privacy_main
 from privacy.plan import Plan
 from secagg import RoundParams
+
+# Four sites by the rows that they have, and how many of them are positive: half of all rows, and of no site's but one.
+ROWS = {"east": (40, 12), "north": (36, 28), "south": (28, 12), "west": (24, 12)}
+TABLE = 'name = "toy"\n[label]\ncolumn = "sick"\npositive = ["1"]\nnegative = ["0"]\n'
+COLUMN = '[[columns]]\nname = "{}"\nkind = "number"\nlow = -3\nhigh = 3\nlowest = -10\nhighest = 10\n'
+PRIVACY = {"epsilon": 2.0, "delta": 1e-4, "records_per_site": 64, "divisor": 60, "colluders": 1, "dropouts": 1}
 
 
 def pytest_configure(config):
@@ -109,3 +117,157 @@ def reserve():
         )
 
     return book
+
+
+def tables_in(folder, sites):
+    """Sites of some rows each, `{site: (rows, positive ones among them)}`, as files in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "schema.toml").write_text(TABLE + COLUMN.format("a") + COLUMN.format("b"))
+    rng = np.random.default_rng(0)
+    for name, (rows, positive) in sites.items():
+        lines = [f"{a:.4f},{b:.4f},{int(i < positive)}" for i, (a, b) in enumerate(rng.uniform(-3, 3, (rows, 2)))]
+        (folder / f"site_{name}.csv").write_text("\n".join(["a,b,sick", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_tables():
+    """`write_tables(folder, {site: (rows, positive ones)})`: writes the sites' files and their schema, and gives the folder."""
+    return tables_in
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory):
+    """Four sites of 24 to 40 rows, in a folder."""
+    return tables_in(tmp_path_factory.mktemp("toy"), ROWS)
+
+
+@pytest.fixture(scope="session")
+def toy(tables):
+    """`toy(*overrides, folder=…, rounds=1, privacy=…, mode="secure")`: a small experiment on the four sites, or on another folder's."""
+    from fl import build_config
+
+    def build(*overrides, folder=tables, rounds=1, privacy=None, mode="secure"):
+        chosen = {
+            "name": "toy",
+            "rounds": rounds,
+            "data": {"path": str(folder), "test_fraction": 0.25},
+            "algorithm": {"name": "fedavg", "local_steps": 1, "batch_size": 64, "learning_rate": 1.0},
+            "secagg": {"mode": mode, "suite": "classical"},
+        }
+        if privacy is not None:
+            chosen |= {"algorithm": {"name": "dp_fedsgd"}, "privacy": PRIVACY | privacy}
+        return build_config(chosen, overrides)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory):
+    """Where compiled programs wait for the next run of the same program."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(compiled_folder):
+    """Every run compiles its functions anew, most of its time; the same program is taken from a folder here."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(compiled_folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """`spoil(change)` puts `change(site, update)` in the place of what sites train, and gives their updates as they were, by site."""
+    from fl.site import Site
+
+    def put(change=lambda _site, update: update):
+        train, seen = Site.train, {}
+
+        def spoiled(site, announcement):
+            update, local = train(site, announcement)
+            seen[site.name] = update
+            return change(site, update), local
+
+        monkeypatch.setattr(Site, "train", spoiled)
+        return seen
+
+    return put
+
+
+@pytest.fixture
+def shell(tables, tmp_path):
+    """`shell(*settings)` types `fl run` with some settings: exit code, stderr, and whether a run folder was made."""
+    from click.testing import CliRunner
+
+    from fl.cli import main
+
+    file, out = tmp_path / "toy.toml", tmp_path / "run"
+
+    def call(*settings, folder=tables):
+        file.write_text(
+            f'name = "toy"\nrounds = 2\n[data]\npath = "{folder}"\n[secagg]\nsuite = "classical"\n'
+            '[algorithm]\nname = "fedavg"\nlocal_epochs = 1\n'
+        )
+        arguments = [part for setting in settings for part in ("--set", setting)]
+        result = CliRunner().invoke(main, ["run", str(file), "--out", str(out), "--ledgers", str(tmp_path), *arguments])
+        made = out.exists()
+        shutil.rmtree(out, ignore_errors=True)
+        return result.exit_code, result.stderr, made
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def weights_of():
+    """`weights_of(model)`: a trained model's shared parameters as one vector."""
+    from fl.model import Adapter
+
+    def flat(trained):
+        adapter = Adapter.of(trained)
+        return adapter.ravel(adapter.params)
+
+    return flat
+
+
+@pytest.fixture(scope="session")
+def start_of():
+    """`start_of(config)`: the initial shared parameters as one vector."""
+    from fl.experiment import prepare
+
+    def flat(config):
+        adapter = prepare(config, "run-1").adapter
+        return adapter.ravel(adapter.params)
+
+    return flat
+
+
+@pytest.fixture(scope="session")
+def mean_of():
+    """`mean_of(updates)`: the weighted mean of sites' changes, by hand."""
+    return lambda updates: (
+        sum(update.delta * update.weight for update in updates) / sum(update.weight for update in updates)
+    )
+
+
+@pytest.fixture
+def make_model(monkeypatch):
+    """`make_model(build)`: every configuration's model becomes `build(features, rngs)`."""
+    from fl import model
+
+    def put(build):
+        monkeypatch.setattr(model, "factory", lambda *_: build)
+
+    return put

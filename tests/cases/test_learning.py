@@ -2,20 +2,15 @@
 
 import dataclasses
 import json
-import shutil
 from fractions import Fraction
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
-from fl import build_config, model, run
+from fl import model, run
 from fl.algorithms import SiteUpdate, WeightedEncoding
-from fl.cli import main
 from fl.errors import ConfigError, ModelError, RoundFailedError
 from fl.experiment import prepare
 from fl.model import Adapter
@@ -28,113 +23,12 @@ from secagg import RoundParams
 from secagg.params import SlackWarning
 from secagg.testing import simulate_round
 
-ROWS = {"east": (40, 12), "north": (36, 28), "south": (28, 12), "west": (24, 12)}  # all rows, and the positive ones
-SCHEMA = 'name = "toy"\n[label]\ncolumn = "sick"\npositive = ["1"]\nnegative = ["0"]\n'
-COLUMN = '[[columns]]\nname = "{}"\nkind = "number"\nlow = -3\nhigh = 3\nlowest = -10\nhighest = 10\n'
-PRIVACY = {"epsilon": 2.0, "delta": 1e-4, "records_per_site": 64, "divisor": 60, "colluders": 1, "dropouts": 1}
-
-
-def write_tables(folder, sites):
-    """Sites of some rows each: `sites` is {site: (rows, positive ones among them)}."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "schema.toml").write_text(SCHEMA + COLUMN.format("a") + COLUMN.format("b"))
-    rng = np.random.default_rng(0)
-    for name, (rows, positive) in sites.items():
-        lines = [f"{a:.4f},{b:.4f},{int(i < positive)}" for i, (a, b) in enumerate(rng.uniform(-3, 3, (rows, 2)))]
-        (folder / f"site_{name}.csv").write_text("\n".join(["a,b,sick", *lines]) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    """Four sites of 24 to 40 rows; half the rows of all are positive, and of no site but one."""
-    return write_tables(tmp_path_factory.mktemp("toy"), ROWS)
-
-
-def table(folder, *overrides, rounds=1, privacy=None, mode="secure"):
-    """A small experiment; overrides as on the command line."""
-    chosen = {
-        "name": "toy",
-        "rounds": rounds,
-        "data": {"path": str(folder), "test_fraction": 0.25},
-        "algorithm": {"name": "fedavg", "local_steps": 1, "batch_size": 64, "learning_rate": 1.0},
-        "secagg": {"mode": mode, "suite": "classical"},
-    }
-    if privacy is not None:
-        chosen |= {"algorithm": {"name": "dp_fedsgd"}, "privacy": PRIVACY | privacy}
-    return build_config(chosen, overrides)
-
-
-@pytest.fixture
-def toy(tables):
-    """A function that gives a small experiment on the four sites, or on another folder."""
-    return lambda *overrides, folder=tables, **fields: table(folder, *overrides, **fields)
+SITES = ("east", "north", "south", "west")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """Every run compiles its functions anew, most of its time; the same program is taken from a folder here."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
-
-
-@pytest.fixture
-def shell(tables, tmp_path):
-    """A function that types `fl run` with some settings; gives the exit code, stderr, and whether a run folder was made."""
-    file, out = tmp_path / "toy.toml", tmp_path / "run"
-    file.write_text(
-        f'name = "toy"\nrounds = 2\n[data]\npath = "{tables}"\n[secagg]\nsuite = "classical"\n'
-        '[algorithm]\nname = "fedavg"\nlocal_epochs = 1\n'
-    )
-
-    def call(*settings):
-        arguments = [part for setting in settings for part in ("--set", setting)]
-        result = CliRunner().invoke(main, ["run", str(file), "--out", str(out), "--ledgers", str(tmp_path), *arguments])
-        made = out.exists()
-        shutil.rmtree(out, ignore_errors=True)
-        return result.exit_code, result.stderr, made
-
-    return call
-
-
-def weights_of(trained):
-    """A model's parameters as one vector."""
-    adapter = Adapter.of(trained)
-    return adapter.ravel(adapter.params)
-
-
-def start_of(config):
-    """The initial parameters as one vector."""
-    adapter = prepare(config, "run-1").adapter
-    return adapter.ravel(adapter.params)
-
-
-def mean_of(updates):
-    """The weighted mean of sites' changes, by hand."""
-    return sum(update.delta * update.weight for update in updates) / sum(update.weight for update in updates)
-
-
-def spoil(monkeypatch, change):
-    """Put `change(site, update)` in the place of what sites train; the updates as they were, by site name."""
-    train, seen = Site.train, {}
-
-    def spoiled(site, announcement):
-        update, local = train(site, announcement)
-        seen[site.name] = update
-        return change(site, update), local
-
-    monkeypatch.setattr(Site, "train", spoiled)
-    return seen
+def _fast(compiled_once):
+    """One compilation of each program for the whole folder."""
 
 
 @pytest.mark.case("S5")
@@ -147,7 +41,7 @@ def test_a_site_beyond_the_maximum_weight(shell):
 
 @pytest.mark.case("S6")
 @pytest.mark.parametrize("bad", [{0: np.nan}, {2: -np.inf}, {1: 1e6}], ids=str)
-def test_one_bad_value_in_one_leaf_of_one_client(toy, tmp_path, monkeypatch, caplog, bad):
+def test_one_bad_value_in_one_leaf_of_one_client(toy, tmp_path, spoil, *, weights_of, start_of, mean_of, caplog, bad):
     """That client refuses, by leaf, and counts as a dropout: the model is the one that the others' updates give."""
     [(place, value)] = bad.items()
 
@@ -156,7 +50,7 @@ def test_one_bad_value_in_one_leaf_of_one_client(toy, tmp_path, monkeypatch, cap
             return SiteUpdate(np.where(np.arange(3) == place, value, update.delta), update.weight, update.loss)
         return update
 
-    updates = spoil(monkeypatch, change)
+    updates = spoil(change)
     result = run(toy(), out=tmp_path / "run")
     assert result.survivors == (("east", "north", "west"),)
     assert result.history[0].dropped == {"south": "mask"}
@@ -167,9 +61,9 @@ def test_one_bad_value_in_one_leaf_of_one_client(toy, tmp_path, monkeypatch, cap
 
 @pytest.mark.case("S7")
 @pytest.mark.parametrize("rows", [{}, {"east": (16, 4)}], ids=["all empty", "the only one with rows is silent"])
-def test_all_example_counts_are_zero(toy, tmp_path, caplog, rows):
+def test_all_example_counts_are_zero(toy, write_tables, tmp_path, *, weights_of, start_of, caplog, rows):
     """A sum without a single record leaves the old model as it was, says "no data", and ends the run in order."""
-    folder = write_tables(tmp_path / "data", dict.fromkeys(ROWS, (0, 0)) | rows)
+    folder = write_tables(tmp_path / "data", dict.fromkeys(SITES, (0, 0)) | rows)
     config = toy(folder=folder)
     result = run(config, out=tmp_path / "run", silences={0: dict.fromkeys(rows, "mask")})
     assert result.history[0].weight == 0
@@ -190,12 +84,12 @@ class Bare(nnx.Module):
 
 
 @pytest.fixture(scope="module")
-def fifty(tables):
+def fifty(toy):
     """An experiment by mode, on a model of one leaf of 50 values; one compiled algorithm serves all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "factory", lambda _kind, _hidden: lambda _features, _rngs: Bare((50,)))
-        secure = prepare(table(tables, "model.loss=squared"), "run-1", silences={})
-    modes = {mode: table(tables, "model.loss=squared", mode=mode) for mode in ("secure", "ideal", "plain")}
+        patch.setattr(model, "factory", lambda *_: lambda _features, _rngs: Bare((50,)))
+        secure = prepare(toy("model.loss=squared"), "run-1", silences={})
+    modes = {mode: toy("model.loss=squared", mode=mode) for mode in ("secure", "ideal", "plain")}
     return {mode: dataclasses.replace(secure, config=config) for mode, config in modes.items()}
 
 
@@ -231,10 +125,10 @@ def numbers(value):
 
 
 @pytest.mark.case("S11")
-def test_what_the_server_saw(toy, tmp_path, monkeypatch):
+def test_what_the_server_saw(toy, tmp_path, spoil):
     """In its metrics and in every frame that it received there are sums; no site's count, loss or vector, in any word size."""
     frames = []
-    updates = spoil(monkeypatch, lambda _site, update: update)
+    updates = spoil()
     result = run(toy(), out=tmp_path / "run", tap=lambda _phase, _sender, frame: frames.append(bytes(frame)))
     [line] = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     seen = numbers(line)
@@ -267,9 +161,9 @@ def test_what_a_server_prints_of_a_round(params_of, inputs_of):
     [((), "float32"), ((), "bfloat16")],
     ids=str,
 )
-def test_a_parameter_without_dimensions(toy, tmp_path, monkeypatch, shape, dtype):
+def test_a_parameter_without_dimensions(toy, tmp_path, make_model, shape, dtype):
     """A 0-d parameter comes back 0-d and in its dtype, and at the mean, 0.5, that the records of all sites have."""
-    monkeypatch.setattr(model, "factory", lambda _kind, _hidden: lambda _features, _rngs: Bare(shape, dtype))
+    make_model(lambda _features, _rngs: Bare(shape, dtype))
     result = run(toy("model.loss=squared"), out=tmp_path / "run")
     leaf = result.model.leaf.get_value()
     assert (leaf.shape, str(leaf.dtype)) == (shape, dtype)
@@ -319,7 +213,7 @@ def test_the_mean_is_taken_after_decoding(params_of, n):
 
 @pytest.mark.case("S20")
 @pytest.mark.parametrize("mode", ["plain", "ideal"])
-@pytest.mark.parametrize("site", ROWS)
+@pytest.mark.parametrize("site", SITES)
 def test_one_site_demands_secure_aggregation(shell, mode, site):
     """Another mode is refused by the name of the site that does not agree to it, before round 1 and before anything is written."""
     code, said, made = shell(f"simulation.secure_only=['{site}']", f"secagg.mode={mode}")
@@ -343,10 +237,10 @@ def test_the_demand_is_the_sites_own(toy):
 
 @pytest.mark.case("S21")
 @pytest.mark.parametrize("silent", [None, "east"])
-def test_sites_with_unlike_row_counts(toy, tmp_path, monkeypatch, silent):
+def test_sites_with_unlike_row_counts(toy, tmp_path, spoil, *, weights_of, start_of, mean_of, silent):
     """Weights are inside the sum: the model is that of plain FedAvg, computed by hand too, and not that of equal weights."""
     silences = {0: {silent: "mask"} if silent else {}}
-    updates = spoil(monkeypatch, lambda _site, update: update)
+    updates = spoil()
     secure = run(toy("simulation.secure_only=['east','west']"), out=tmp_path / "secure", silences=silences)
     plain = run(toy(mode="plain"), out=tmp_path / "plain", silences=silences)
     there = [update for name, update in updates.items() if name != silent]

@@ -82,7 +82,7 @@ def config_of(folder, *overrides, unit="record", rounds=2, mode="secure", **priv
 def mixed(tables):
     """Record-level privacy on the mixed model, 4 001 parameters; one preparation serves all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "factory", lambda _kind, _hidden: lambda _features, rngs: Mixed(4000, rngs))
+        patch.setattr(model, "factory", lambda *_: lambda _features, rngs: Mixed(4000, rngs))
         return prepare(config_of(tables(ROWS), mode="ideal"), "run-1", silences={})
 
 
@@ -141,7 +141,7 @@ def test_the_model_moves_by_the_planned_noise(mixed, opened):
 def test_sites_rounds_and_places_have_their_own_noise(tables):
     """Under one seed for all sites the noise of sites, rounds and places in a vector has nothing in common."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "factory", lambda _kind, _hidden: lambda _features, rngs: Mixed(3999, rngs))
+        patch.setattr(model, "factory", lambda *_: lambda _features, rngs: Mixed(3999, rngs))
         experiment = prepare(config_of(tables(ROWS)), "run-1", silences={}, test_seed=3)
     names = dict.fromkeys(experiment.train)
     sites = Consortium(experiment, names | dict.fromkeys(names, object())).sites.values()
@@ -257,7 +257,7 @@ def test_integers_stay_where_they_are(mixed, opened, tmp_path, monkeypatch):
     assert {jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in schema.leaves} == {True}
     assert [(block.name, block.length) for block in mixed.algorithm.blocks] == [("update", 4001)]
     assert [len(value) for value in opened(mixed).sites[0].contribution(start(mixed))[0].values()] == [4001]
-    monkeypatch.setattr(model, "factory", lambda _kind, _hidden: lambda _features, rngs: Mixed(3, rngs))
+    monkeypatch.setattr(model, "factory", lambda *_: lambda _features, rngs: Mixed(3, rngs))
     trained = run(mixed.config, out=tmp_path / "run", ledgers=tmp_path / "ledgers").model
     fresh = Mixed(3, nnx.Rngs(0))
     for name in ("buffer", "large", "mask"):

@@ -22,6 +22,7 @@ from secagg.protocols.pairwise import mask
 KEYS = {
     "auc", "accuracy", "auc_site_mean", "sites", "baselines", "metric", "epsilon", "epsilon_planned", "delta",
     "rounds", "dropouts", "seconds", "bytes", "private", "run", "epsilon_lifetime", "insecure_test_seed",
+    "ended", "mode", "network",
 }  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def secrets_of(parts, updates):
 @pytest.fixture
 def captured(config, tmp_path, monkeypatch):
     """A function that runs the experiment and gives (every byte that reached the server, the secrets)."""
-    monkeypatch.setattr(model, "factory", lambda _kind, _hidden: Zero)
+    monkeypatch.setattr(model, "factory", lambda *_: Zero)
     updates, seen = {}, {}
     train = Site.train
 
@@ -105,7 +105,7 @@ def captured(config, tmp_path, monkeypatch):
             seen["consortium"] = self
 
     monkeypatch.setattr(Site, "train", watched)
-    monkeypatch.setattr("fl.simulation.Consortium", Watched)
+    monkeypatch.setattr("fl.simulation.runs.Consortium", Watched)
 
     def capture(out):
         frames = []

@@ -205,3 +205,35 @@ def test_secure_has_times_and_bytes(experiments):
     assert len(secure.transcript) == 64
     assert not any(ideal.bytes_up.values())
     assert len(ideal.transcript) == 64  # of the parameters, which the sites book too
+
+
+def test_the_float_mean_keeps_no_training_that_went_to_nan(experiments, monkeypatch):
+    """F1: a site that is left out of the mean keeps the local leaves that it had; the others keep their new ones."""
+    train = Site.train
+
+    def spoiled(site, announcement):
+        update, _ = train(site, announcement)
+        changed = SiteUpdate(update.delta * np.nan, update.weight, update.loss) if site.id == 2 else update
+        return changed, {"trained by": site.name}
+
+    monkeypatch.setattr(Site, "train", spoiled)
+    experiment = experiments["plain"]
+    consortium = Consortium(experiment, {})
+    consortium.aggregate(announce(experiment))
+    assert [site.local for site in consortium.sites.values()] == [
+        {"trained by": "east"},
+        {"trained by": "north"},
+        {},
+        {"trained by": "west"},
+    ]
+
+
+def test_the_float_mean_of_nothing_is_a_failed_round(experiments, monkeypatch):
+    """F15: when no site's update is finite the round fails, and no site keeps what it trained."""
+    monkeypatch.setattr(
+        Site, "train", lambda _site, _announcement: (SiteUpdate(np.full(3, np.nan), 1, 0.0), {"new": 1})
+    )
+    consortium = Consortium(experiments["plain"], {})
+    with pytest.raises(BelowThresholdError, match="mask: 0 of at least 1"):
+        consortium.aggregate(announce(experiments["plain"]))
+    assert all(site.local == {} for site in consortium.sites.values())

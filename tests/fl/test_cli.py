@@ -1,10 +1,15 @@
 import json
+import os
+import signal
 
 import pytest
 from click.testing import CliRunner
 from flax import nnx
 
-from fl.cli import _bound, main
+from fl.checkpoint import Checkpoints, newest_round
+from fl.cli import _bound, _print_summary, main
+from fl.errors import RoundFailedError
+from fl.rounds import Coordinator
 
 TOML = """
 name = "toy"
@@ -71,9 +76,14 @@ def test_json_is_one_object_and_the_result(fl, toml, tmp_path):
         "checkpoint",
         "config.toml",
         "evaluation.jsonl",
+        "metrics.csv",
         "metrics.jsonl",
+        "model.json",
+        "model.npz",
         "report.html",
         "result.json",
+        "run.json",
+        "schema.toml",
     ]
 
 
@@ -155,7 +165,7 @@ def test_a_nan_update_is_named(fl, toml, tmp_path, privacy):
 
 def test_an_output_of_the_wrong_shape_is_named(fl, toml, tmp_path, monkeypatch):
     """S8: a model whose output does not fit the labels is refused, with both shapes."""
-    monkeypatch.setattr("fl.model.factory", lambda _kind, _hidden: bad_model)
+    monkeypatch.setattr("fl.model.factory", lambda *_: bad_model)
     result = fl("run", toml, "--out", tmp_path / "run")
     refused(result, "output has shape")
 
@@ -182,6 +192,46 @@ def test_report_is_written_again(fl, toml, tmp_path):
     refused(fl("report", out), "result.json: cannot be read")
 
 
+def test_ctrl_c_says_how_to_go_on_and_resume_does(fl, toml, tmp_path, monkeypatch):
+    """A stopped run exits with 130 and one line with the command, which finishes it; once more says that it is finished."""
+    out = tmp_path / "run"
+    save = Checkpoints.save
+
+    def stop(self, state, sites=()):
+        save(self, state, sites)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop)
+        result = fl("run", toml, "--out", out)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == f"fl: interrupted after 1 of 2 rounds; go on with: fl resume {out}"
+    result = fl("resume", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((out / "result.json").read_text())
+    assert (json.loads(result.stdout)["rounds"], json.loads(result.stdout)["ended"]) == (2, None)
+    again = fl("resume", out)
+    assert again.exit_code == 0
+    assert "finished already" in again.stderr
+    refused(fl("resume", tmp_path), "run.json: is not there")
+
+
+def test_predict_and_export(fl, toml, toy_folder, tmp_path):
+    """Scores as CSV on stdout or in a file, or as JSON; an export says where it is; what does not fit is one line."""
+    out, table = tmp_path / "run", toy_folder / "site_east.csv"
+    fl("run", toml, "--out", out, "--json")
+    printed = fl("predict", out, table)
+    assert printed.stdout.startswith("row,score\n1,0.")
+    assert fl("predict", out, table, "--out", tmp_path / "scores.csv").exit_code == 0
+    assert (tmp_path / "scores.csv").read_text() == printed.stdout
+    scores = json.loads(fl("predict", out, table, "--json").stdout)["predictions"]
+    assert [each["row"] for each in scores] == list(range(1, 31))
+    assert fl("export", out, tmp_path / "out").stdout.strip() == str(tmp_path / "out")
+    refused(fl("predict", out, toml), "toy.toml")
+    refused(fl("export", out, out), "not an empty folder")
+    assert fl("predict", out, table, "--json", "--out", tmp_path / "x").exit_code == 2
+
+
 def test_usage_errors_exit_with_two(fl):
     """Wrong usage is told apart from refusals by exit code 2."""
     for arguments in (["demo", "heart", "--rounds", "0"], ["run"], ["demo", "heart", "--seed", "-1"], ["nothing"]):
@@ -195,3 +245,84 @@ def test_usage_errors_exit_with_two(fl):
 def test_a_printed_bound_is_never_below_the_proved_one(epsilon, printed):
     """An epsilon for people is rounded up, where rounding to nearest would print less than was proved."""
     assert _bound(epsilon) == printed
+
+
+def test_modes_that_are_compared_with_are_told_apart(fl, toml, tmp_path):
+    """One model on all rows, and each site's own: both say that they are not private, and show no protocol that there was none of."""
+    for mode, title in (("centralized", "one model on all rows"), ("local", "each site's own model")):
+        result = fl("run", toml, "--out", tmp_path / mode, "--set", f"mode={mode}")
+        assert result.exit_code == 0, result.output
+        assert "NOT PRIVATE" in result.stdout
+        assert f"{title}, pooled" in result.stdout
+        assert f"{title} at north" in result.stdout
+        assert "unmask" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "pooled", "title"),
+    [
+        ("accuracy", 0.75, {"auc": None, "accuracy": 0.75}, "accuracy"),
+        ("rmse", 2.5, {"auc": None, "accuracy": None, "rmse": 2.5, "mae": 2.0}, "RMSE"),
+        ("f1", 0.25, {"auc": None, "accuracy": None, "f1": 0.25}, "f1"),
+        ("loss", None, {"auc": None, "accuracy": None}, "loss"),
+    ],
+    ids=["classes", "quantity", "own metrics", "nothing"],
+)
+def test_a_summary_shows_the_metrics_that_there_are(capsys, *, name, value, pooled, title):
+    """A model of classes, of a quantity, with its author's metrics and with none: the metric that runs are compared by is there."""
+    summary = pooled | {
+        "auc_site_mean": None,
+        "sites": {"north": dict(pooled)},
+        "baselines": {},
+        "metric": {"name": name, "value": value, "higher_is_better": name in {"accuracy", "f1"}},
+        "mode": "federated",
+        "private": False,
+        "dropouts": [],
+        "seconds": {"mask": 0.0},
+        "bytes": {"mask": 0},
+        "rounds": 1,
+        "run": "runs/x",
+    }
+    _print_summary(summary, None)
+    printed = capsys.readouterr().out
+    header, first = (line for line in printed.splitlines() if "held-out" in line or "this model, pooled" in line)
+    assert title in header
+    assert "AUC" not in header
+    assert ("-" if value is None else f"{value:.3f}") in first
+
+
+def test_a_failed_run_says_what_is_left_of_it(fl, toml, tmp_path, monkeypatch):
+    """Where rounds were committed the one line of the error names the command that goes on; it does, at those rounds."""
+    out, real = tmp_path / "run", Coordinator._round
+
+    def failing(self, state, first):
+        if state.round == 1:
+            raise RoundFailedError("round 1 failed")
+        return real(self, state, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Coordinator, "_round", failing)
+        refused(
+            fl("run", toml, "--out", out), f"round 1 failed; 1 of 2 rounds are committed; go on with: fl resume {out}\n"
+        )
+    assert newest_round(out / "checkpoint") == 1
+    assert json.loads(fl("resume", out, "--json").stdout)["rounds"] == 2
+
+
+def test_sigterm_is_as_ctrl_c(fl, toml, tmp_path, monkeypatch):
+    """SIGTERM lets the round in hand end: exit code 130, the round is committed."""
+    save = Checkpoints.save
+
+    def stop(self, state, sites=()):
+        save(self, state, sites)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", stop)
+    result = fl("run", toml, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert result.stderr.endswith(f"interrupted after 1 of 2 rounds; go on with: fl resume {tmp_path / 'run'}\n")
+
+
+def test_help_tells_the_exit_codes(fl):
+    """What 130 means is in the help."""
+    assert "130 stopped" in fl("--help").output

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from fl.config import FedAvg, build_config, dump_config, load_config
+from fl.config import build_config, dump_config, load_config
 from fl.demo import heart
 from fl.errors import ConfigError
+from fl.sections import FedAvg
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "heart.toml"
 ADAPTIVE = "privacy.adaptive={bit_noise=36.0,expected=720,min_clip=0.01,max_clip=10}"
+CLIENT = "privacy={epsilon=1,delta=1e-4,unit='client',divisor=4}"
 MINIMAL = {
     "name": "small",
     "rounds": 2,
@@ -25,12 +27,16 @@ def with_changes(*overrides, base=MINIMAL):
 
 def test_written_and_read_again_is_the_same():
     """A run folder's config.toml gives back the same experiment, defaults written out."""
-    client = 'privacy={epsilon=1,delta=1e-4,unit="client",divisor=4}'
-    adaptive = with_changes(client, "privacy.total_clip=2", ADAPTIVE)
+    adaptive = with_changes(CLIENT, "privacy.total_clip=2", ADAPTIVE)
     assert adaptive.privacy.adaptive.quantile == 0.5
     for config in (
         heart(seed=3),
-        with_changes(client),
+        with_changes(CLIENT),
+        with_changes("algorithm={name='fedsgd',learning_rate=0.3}", "mode=local"),
+        with_changes("algorithm={name='scaffold',local_steps=3,batch_size='all'}", "model.class_weights=[1.0, 2.0]"),
+        with_changes(
+            "algorithm.upload=parameters", "server.strategy=median", "secagg.mode=plain", "model.personal=['a*']"
+        ),
         adaptive,
         load_config(EXAMPLE.with_name("heart_adaptive.toml")),
     ):
@@ -53,7 +59,8 @@ def test_absent_privacy_means_none():
         ("server.optimiser=sgd", r"server\.optimiser: no such key; did you mean server\.optimizer\?"),
         ("bogus=1", r"^bogus: no such key; known keys: .*rounds"),
         ("algorithm.local_steps=2", r"algorithm\.local_steps: no such key; known keys: name"),
-        ("algorithm.name=fedsgd", r"algorithm\.name: must be one of fedavg, dp_fedsgd, not 'fedsgd'"),
+        ("algorithm.name=sgd", r"algorithm\.name: must be one of fedavg, fedsgd, scaffold, dp_fedsgd, not 'sgd'"),
+        ("algorithm.name=fedsgd", r'privacy\.unit: "fedsgd" protects a client, not a record'),
         ("rounds=ten", r"^rounds: expected `int`, got `str`"),
         ("rounds=0", r"^rounds: expected `int` >= 1"),
         ("seed=-1", r"^seed: expected `int` >= 0"),
@@ -74,7 +81,15 @@ def test_absent_privacy_means_none():
         ("privacy.unit=patient", r"privacy\.unit: invalid enum value 'patient'"),
         ("privacy.unit=client", r'privacy\.unit: "dp_fedsgd" protects a record, not a client'),
         ("secagg.mode=plain", r"secagg\.mode: .plain. is a float mean"),
-        ("data.path=here", r"data: needs exactly one of data\.bundled and data\.path"),
+        ("data.path=here", r"data: needs exactly one of data\.bundled, data\.path, data\.source"),
+        ("data.source=os:getcwd", r"data: needs exactly one of data\.bundled, data\.path, data\.source"),
+        ("data.source=os.getcwd", r"data\.source: expected `str` matching regex"),
+        ("mode=central", r"^mode: invalid enum value 'central'"),
+        ("model.outputs=0", r"model\.outputs: expected `int` >= 1"),
+        ("model.class_weights=[1, 0]", r"model\.class_weights\[1\]: expected `float` > 0"),
+        ("model.batch_stats=none", r"model\.batch_stats: invalid enum value 'none'"),
+        ("model.metrics=mine", r"model\.metrics: expected `str` matching regex"),
+        ("server.strategy=mode", r"server\.strategy: invalid enum value 'mode'"),
         ("data.test_fraction=1", r"data\.test_fraction: expected `float` < 1"),
         ("model.hidden=[4]", r'model\.hidden: only the "mlp"'),
         ("name=../escape", r"^name: "),
@@ -97,6 +112,16 @@ def test_errors_name_the_full_key(override, message):
         (["algorithm.local_steps=1"], r"exactly one of algorithm\.local_epochs and algorithm\.local_steps"),
         (["privacy={epsilon=1,delta=1e-4,divisor=4}"], r'privacy\.unit: "fedavg" protects a client'),
         (["privacy={epsilon=1,delta=1e-4,divisor=4,unit='client',records_per_site=3}"], r"privacy\.records_per_site"),
+        (["model.kind=a:b", "model.outputs=2"], r'model\.outputs: "a:b" has the outputs that its function gives it'),
+        (["model.kind=a:b", "model.hidden=[2]"], r'model\.hidden: only the "mlp" has hidden layers, not "a:b"'),
+        (["algorithm.upload=gradients"], r"algorithm\.upload: invalid enum value 'gradients'"),
+        (["algorithm.proximal=-1"], r"algorithm\.proximal: expected `float` >= 0"),
+        (["algorithm.name=scaffold", "algorithm.local_steps=1"], r"exactly one of algorithm\.local_epochs"),
+        (["algorithm.name=scaffold", "algorithm.optimizer=adam"], r"algorithm\.optimizer: no such key"),
+        (["algorithm={name='scaffold',local_steps=1}", "server.strategy=median", "secagg.mode=plain"], "for the mean"),
+        (["algorithm={name='scaffold',local_steps=1}", CLIENT], r'algorithm\.name: "scaffold" sends two vectors'),
+        (["algorithm.upload=parameters", CLIENT], r'algorithm\.upload: "parameters" do not fit a clip norm'),
+        (["algorithm={name='fedsgd',local_steps=1}"], r"algorithm\.local_steps: no such key"),
         (["privacy={delta=1e-4,divisor=4}"], r"privacy: object missing required field `epsilon`"),
     ],
 )
@@ -148,3 +173,13 @@ def test_data_paths_are_relative_to_the_file(tmp_path):
     file = tmp_path / "x.toml"
     file.write_text("name = 'x'\nrounds = 1\n[data]\npath = 'sites'\n[algorithm]\nname = 'fedavg'\nlocal_epochs = 1\n")
     assert load_config(file).data.path == str((tmp_path / "sites").resolve())
+
+
+@pytest.mark.parametrize("mode", ["secure", "ideal"])
+@pytest.mark.parametrize("strategy", ["median", "trimmed_mean"])
+def test_strategies_that_are_not_linear_are_refused(mode, strategy):
+    """S30: a sum knows the mean only; any other strategy is refused by its name, unless floats are averaged."""
+    wanted = f"server.strategy={strategy}"
+    with pytest.raises(ConfigError, match=rf'server\.strategy: "{strategy}" is not linear, and a secure sum shows no'):
+        with_changes(wanted, f"secagg.mode={mode}")
+    assert with_changes(wanted, "secagg.mode=plain").server.strategy == strategy

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from fl.config import DpFedSgd, load_config
+from fl.config import load_config
 from fl.demo import heart
 from fl.errors import ConfigError
+from fl.sections import DpFedSgd
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "heart.toml"
 

@@ -220,3 +220,100 @@ def test_the_adaptive_example_is_prepared():
     assert (plan.length, [block.length for block in experiment.agreement.blocks]) == (34, [34])
     assert plan.sigma_star / (2 * plan.bit) <= plan.adaptive.bit_noise
     assert plan.accounted_epsilon().upper <= 1
+
+
+def test_everybody_is_one_site(toy):
+    """Centralised training has all rows at one site, no plan, no protocol and no promise; what is held out stays by site."""
+    federated = prepare(toy(private=True), "a")
+    experiment = prepare(toy("mode=centralized", "simulation={drop_rate=0.5,secure_only=['north']}", private=True), "a")
+    assert list(experiment.train) == ["everybody"]
+    assert experiment.agreement.sites == {0: "everybody"}
+    assert (experiment.agreement.plan, experiment.agreement.private, experiment.agreement.secure) == (
+        None,
+        False,
+        False,
+    )
+    assert (experiment.config.secagg.mode, experiment.config.mode) == ("plain", "centralized")
+    assert experiment.silences == {}
+    for name in ("x", "y"):
+        rows = np.concatenate([getattr(site, name) for site in federated.train.values()])
+        assert np.array_equal(getattr(experiment.train["everybody"], name), rows)
+        assert all(
+            np.array_equal(getattr(experiment.test[s], name), getattr(federated.test[s], name)) for s in federated.test
+        )
+    assert experiment.adapter.hash(experiment.adapter.params) == federated.adapter.hash(federated.adapter.params)
+    assert [block.name for block in experiment.algorithm.blocks] == ["update", "weight", "loss"]
+
+
+def test_sites_are_compared_before_they_are_pooled(toy):
+    """F3: a site whose records have another shape is named in every mode, not lost in one table of all."""
+    for mode in ("federated", "centralized", "local"):
+        with pytest.raises(
+            DataError, match=r"site b: records are float32\[3\], those of the first site are float32\[2\]"
+        ):
+            prepare(toy(f"data={{source='{__name__}:uneven'}}", f"mode={mode}"), "a")
+
+
+def uneven(seed):
+    """Two sites that have measured different things."""
+    rng = np.random.default_rng(seed)
+    return {name: (rng.normal(size=(9, width)), rng.integers(0, 2, 9)) for name, width in (("a", 2), ("b", 3))}
+
+
+def test_alone_an_algorithm_has_one_site(toy):
+    """Where each site trains by itself the blocks are those of one site; there is no plan and no promise."""
+    alone, together = (prepare(toy(f"mode={mode}", mode="plain"), "a") for mode in ("local", "federated"))
+    assert list(alone.train) == list(together.train)
+    assert (alone.agreement.plan, alone.agreement.private, alone.agreement.secure) == (None, False, False)
+    assert alone.algorithm.blocks[0].bits == together.algorithm.blocks[0].bits - 2
+
+
+def test_everybody_may_have_more_rows_than_a_site(toy):
+    """The cap on a site's rows is one of its integers, and centralised training has none."""
+    for name in ("fedavg", "scaffold"):
+        cap = f"algorithm={{name='{name}',local_epochs=1,max_weight=25}}"
+        assert len(prepare(toy(cap, "mode=centralized"), "a").train["everybody"].y) > 25
+    with pytest.raises(DataError, match="site east: 19 training rows, and the agreed cap is 5"):
+        prepare(toy("algorithm.max_weight=5"), "a")
+
+
+def images(seed):
+    """Two sites of small images and three classes, and one without rows."""
+    rng = np.random.default_rng(seed)
+    rows = {"a": 12, "b": 9, "empty": 0}
+    return {name: (rng.normal(size=(n, 2, 2)), rng.integers(0, 3, n)) for name, n in rows.items()}
+
+
+def test_a_source_takes_the_place_of_tables(toy):
+    """Records of any shape come from a function; there is no schema, and the seed reaches it."""
+    wanted = (f"data={{source='{__name__}:images'}}", "model={kind='mlp',hidden=[3],outputs=3,loss='softmax'}")
+    experiment = prepare(toy(*wanted), "a")
+    assert experiment.schema is None
+    assert {name: len(site.y) + len(experiment.test[name].y) for name, site in experiment.train.items()} == {
+        "a": 12,
+        "b": 9,
+        "empty": 0,
+    }
+    assert experiment.adapter.schema.dimension == 4 * 3 + 3 + 3 * 3 + 3
+    again, other = prepare(toy(*wanted), "b"), prepare(toy(*wanted, "seed=1"), "b")
+    assert np.array_equal(again.train["a"].x, experiment.train["a"].x)
+    assert other.train["a"].fingerprint != experiment.train["a"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        (
+            "model={kind='mlp',outputs=2,loss='softmax'}",
+            DataError,
+            "site a: labels that are no class numbers below .* 2",
+        ),
+        ("model={kind='mlp',outputs=3}", DataError, "site a: labels other than 0 and 1"),
+        ("model={kind='mlp',outputs=3,loss='softmax',class_weights=[1.0,2.0]}", DataError, "class weights, 2"),
+        ("model={kind='flax.nnx:BatchNorm'}", ConfigError, r"model\.kind: "),
+    ],
+)
+def test_labels_and_models_that_do_not_go_together_are_refused(toy, override, error, message):
+    """What the first round would trip over is said before it: training labels beyond the outputs, the loss or the weights."""
+    with pytest.raises(error, match=message):
+        prepare(toy(f"data={{source='{__name__}:images'}}", override), "a")

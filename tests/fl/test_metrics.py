@@ -1,10 +1,12 @@
+import csv
+import io
 import json
 
 import numpy as np
 import pytest
 
 from fl.errors import DataError
-from fl.metrics import binary_metrics, site_report
+from fl.metrics import binary_metrics, metrics_csv, site_report
 
 
 def labels(*values):
@@ -51,8 +53,6 @@ def test_no_auc_without_both_classes(y, score, accuracy):
 @pytest.mark.parametrize(
     ("y", "score", "named"),
     [
-        (labels(0, 1), scores(0.1, np.nan), "1 of 2 scores are not finite"),
-        (labels(0, 1), scores(-np.inf, np.inf), "2 of 2 scores are not finite"),
         (labels(0, 1), scores(-0.1, 1), "scores from -0.1 to 1 are not probabilities"),
         (labels(0, 1), scores(0, 3), "not probabilities"),
         (labels(0, 2), scores(0, 1), "labels other than 0 and 1"),
@@ -65,6 +65,63 @@ def test_refuses_by_site(y, score, named):
     good = (labels(0, 1), scores(0, 1))
     with pytest.raises(DataError, match=f"site south: .*{named}"):
         site_report({"north": good, "south": (y, score)})
+
+
+@pytest.mark.parametrize("score", [scores(0.1, np.nan), scores(-np.inf, np.inf)])
+def test_scores_that_are_not_finite_give_no_metric_and_say_so(score, caplog):
+    """F14: the metrics are None, by name, at that site and over all; the other site keeps its own."""
+    report = site_report({"north": (labels(0, 1), scores(0, 1)), "south": (labels(0, 1), score)})
+    nothing = {"auc": None, "accuracy": None, "not_finite": ["auc", "accuracy"]}
+    assert report["pooled"] == nothing
+    assert report["sites"]["south"] == nothing | {"positives": 1, "negatives": 1}
+    assert report["sites"]["north"]["auc"] == 1
+    assert "site south" in caplog.text
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_a_table_has_a_row_for_each_round():
+    """Counts and sums stand for lists and phases, epsilon has its routes, None is empty, and a round without evaluation has none."""
+    seconds = {"server": {"mask": 0.5, "share": 0.25}, "client": {"mask": 1.0}}
+    whole = {"attempt": 0, "weight": 4, "update_norm": 0.5, "sigma_eff": None, "clip": None, "within": None}
+    whole |= {"seconds": seconds, "bytes": {"up": {"mask": 3, "share": 4}, "down": {"mask": 5}}, "transcript": "ab"}
+    rounds = [
+        whole
+        | {
+            "round": 0,
+            "survivors": ["a", "b"],
+            "dropped": {},
+            "loss": None,
+            "epsilon": None,
+            "not_finite": ["loss", "x"],
+        },
+        whole
+        | {
+            "round": 1,
+            "survivors": ["a"],
+            "dropped": {"b": "mask"},
+            "loss": 0.25,
+            "epsilon": {"rdp": 0.5, "pld": None},
+        },
+    ]
+    text = metrics_csv(rounds, [{"round": 1, "auc": 0.75, "accuracy": None, "not_finite": ["accuracy"]}])
+    first, second = csv.DictReader(io.StringIO(text))
+    assert first == dict.fromkeys(first, "") | {
+        "round": "0",
+        "attempt": "0",
+        "survivors": "2",
+        "dropped": "0",
+        "weight": "4",
+        "update_norm": "0.5",
+        "bytes_up": "7",
+        "bytes_down": "5",
+        "seconds": "1.75",
+        "not_finite": "loss x",
+    }
+    assert (second["survivors"], second["dropped"], second["loss"]) == ("1", "1", "0.25")
+    assert (second["epsilon.rdp"], second["epsilon.pld"]) == ("0.5", "")
+    assert (second["test.auc"], second["test.accuracy"], second["test.not_finite"]) == ("0.75", "", "accuracy")
+    assert "ab" not in text
+    assert metrics_csv([], []) == "\n"
 
 
 def test_report_pools_rows_and_averages_sites():

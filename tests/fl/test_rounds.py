@@ -10,7 +10,7 @@ from fl.algorithms import Mean, Server
 from fl.checkpoint import Checkpoints
 from fl.errors import RoundFailedError, RunError
 from fl.experiment import prepare
-from fl.rounds import Coordinator
+from fl.rounds import Coordinator, first_attempt
 from fl.simulation import Consortium
 from privacy.errors import BudgetExceededError
 from privacy.ledger import Ledger, read_entries
@@ -66,7 +66,7 @@ def coordinate(tmp_path):
             algorithm=experiment.algorithm,
             adapter=experiment.adapter,
             aggregate=aggregate,
-            checkpoints=checkpoints,
+            save=lambda _record, state: checkpoints.save(state),
             metrics=tmp_path / "metrics.jsonl",
             attempts=attempts,
             ledger=ledger,
@@ -80,6 +80,15 @@ def coordinate(tmp_path):
 def start(experiment):
     """The state before round 0."""
     return experiment.algorithm.init(experiment.adapter.params)
+
+
+def saved(folder, experiment):
+    """The state in the newest checkpoint."""
+    checkpoints = Checkpoints(folder / "checkpoint")
+    try:
+        return checkpoints.load(experiment.adapter, start(experiment))[0]
+    finally:
+        checkpoints.close()
 
 
 def lines(folder):
@@ -99,7 +108,7 @@ def test_rounds_are_committed_one_by_one(public, coordinate, tmp_path):
     first, second = aggregate.announcements
     np.testing.assert_allclose(second.model, first.model - step, rtol=1e-6)
     assert second.model_hash == public.adapter.hash(public.adapter.unravel(second.model))
-    assert coordinator.checkpoints.load(public.adapter, start(public)).round == state.round == 2
+    assert saved(tmp_path, public).round == state.round == 2
     recorded = lines(tmp_path)
     assert [line["round"] for line in recorded] == [0, 1]
     assert recorded[0]["survivors"] == ["east", "north", "south"]
@@ -144,7 +153,7 @@ def test_every_attempt_failed(public, coordinate, tmp_path):
         coordinator.run(start(public), 1, lambda *_: None)
     assert lines(tmp_path) == []
     with pytest.raises(RunError, match="no checkpoint"):
-        coordinator.checkpoints.load(public.adapter, start(public))
+        saved(tmp_path, public)
 
 
 def test_a_corrupt_site_is_named(public, coordinate):
@@ -160,7 +169,7 @@ def test_a_model_that_is_not_finite_rolls_back(public, coordinate, tmp_path):
     with pytest.raises(RoundFailedError, match=r"round 1: the new model is refused .*leaf \['kernel'\] is not finite"):
         coordinator.run(start(public), 2, lambda *_: None)
     assert [line["round"] for line in lines(tmp_path)] == [0]
-    assert coordinator.checkpoints.load(public.adapter, start(public)).round == 1
+    assert saved(tmp_path, public).round == 1
 
 
 def test_the_budget_stops_before_the_round(private, coordinate, tmp_path):
@@ -207,7 +216,7 @@ def test_a_run_goes_on_from_its_checkpoint_bitwise(kind, toy, coordinate, tmp_pa
     half = coordinate(fixed, consortium("half").aggregate)
     half.run(start(fixed), 2, lambda *_: None)
     loaded = coordinate(fixed, consortium("rest").aggregate)
-    again = loaded.run(half.checkpoints.load(fixed.adapter, start(fixed)), 4, lambda *_: None)
+    again = loaded.run(saved(tmp_path, fixed), 4, lambda *_: None)
     assert experiment.adapter.hash(whole.params) == experiment.adapter.hash(again.params)
     assert experiment.adapter.hash(server.final(whole)) == experiment.adapter.hash(server.final(again))
     assert whole.clip == again.clip
@@ -269,3 +278,31 @@ def test_the_clip_norm_goes_to_the_quantile_from_both_sides(toy, coordinate, tmp
     assert far[0]
     assert not far[-3:].any()
     assert (np.diff(distances)[far[:-1]] < 0).all()
+
+
+def test_a_round_is_committed_when_its_state_lasts(public, coordinate, tmp_path):
+    """The line is written before the state is saved, so that a crash between the two loses nothing; the caller hears of it last."""
+    order = []
+    coordinator = dataclasses.replace(
+        coordinate(public, Scripted(np.zeros(3))),
+        save=lambda record, state: order.append(("save", len(lines(tmp_path)), record.round, state.round)),
+    )
+    coordinator.run(start(public), 1, lambda record, _: order.append(("committed", record.round)))
+    assert order == [("save", 1, 0, 1), ("committed", 0)]
+
+
+def test_attempts_go_on_after_those_that_were_reserved(private, coordinate, tmp_path):
+    """An attempt that a process left behind is never booked twice: the next process takes the next number."""
+    plan, run = private.agreement.plan, private.agreement.run
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        assert first_attempt(ledger, run, 0) == 0
+        for attempt in (0, 1):
+            ledger.reserve(run=run, round=0, attempt=attempt, plan=plan, private=True, data_set=None)
+        first = first_attempt(ledger, run, 0)
+        assert first == 2
+        assert first_attempt(ledger, run, 1) == first_attempt(ledger, "another", 0) == 0
+        assert first_attempt(None, run, 0) == 0
+        aggregate = Scripted(np.zeros(3), np.zeros(3))
+        coordinate(private, aggregate, ledger=ledger).run(start(private), 2, lambda *_: None, attempt=first)
+    assert [(a.round, a.attempt) for a in aggregate.announcements] == [(0, 2), (1, 0)]
+    assert [line["attempt"] for line in lines(tmp_path)] == [2, 0]

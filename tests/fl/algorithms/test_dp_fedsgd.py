@@ -8,15 +8,17 @@ import optax
 import pytest
 from flax import nnx
 
-from fl.algorithms import Records, Server, dp_fedsgd
+from fl.algorithms import Server, dp_fedsgd
 from fl.algorithms.dp_fedsgd import CHUNK, chunk_size
-from fl.errors import ModelError
+from fl.data import Records
+from fl.errors import ConfigError, ModelError
 from fl.model import LOSSES, Adapter, logistic
 from privacy.adaptive import AdaptiveClip
 from privacy.codec import GridCodec
 from privacy.plan import Plan
 
 FEATURES, CAP, ROWS = 32, 80, 70
+EXAMPLE = jnp.zeros((1, FEATURES))
 
 
 class Net(nnx.Module):
@@ -56,7 +58,7 @@ def net():
     """The net with its plan and algorithm."""
     adapter = Adapter.of(Net(nnx.Rngs(0)))
     plan = plan_for(adapter)
-    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, features=FEATURES)
+    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, example=EXAMPLE)
     return adapter, plan, algorithm
 
 
@@ -159,7 +161,7 @@ def test_rows_are_the_records_gradients():
     """Without random layers a row is the gradient of that record's own loss."""
     adapter = Adapter.of(logistic(FEATURES, nnx.Rngs(0)))
     plan = plan_for(adapter)
-    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, features=FEATURES)
+    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, example=EXAMPLE)
     data = records(9, algorithm.slots(9))
     rows, present = rows_of(adapter, algorithm, data)
     vector = adapter.ravel(adapter.params)
@@ -223,11 +225,12 @@ def test_models_that_couple_records_are_refused():
 
     adapter = Adapter.of(Normed(nnx.Rngs(0)))
     with pytest.raises(ModelError, match=r"leaf \['norm'\]\['mean'\] changes in training"):
-        dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan_for(adapter), features=FEATURES)
+        dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan_for(adapter), example=EXAMPLE)
 
 
-def test_frozen_batch_statistics_are_allowed():
-    """BatchNorm that only uses stored statistics couples nothing and is accepted."""
+@pytest.mark.parametrize("batch_stats", ["local", "shared"])
+def test_frozen_batch_statistics_are_allowed(batch_stats):
+    """BatchNorm that only uses stored statistics couples nothing and is accepted; they have no gradient, and stay."""
 
     class Frozen(nnx.Module):
         def __init__(self, rngs):
@@ -237,10 +240,29 @@ def test_frozen_batch_statistics_are_allowed():
         def __call__(self, x):
             return self.linear(self.norm(x, use_running_average=True))
 
-    adapter = Adapter.of(Frozen(nnx.Rngs(0)))
+    adapter = Adapter.of(Frozen(nnx.Rngs(0)), batch_stats=batch_stats)
     plan = plan_for(adapter)
-    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, features=FEATURES)
+    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, example=EXAMPLE)
     assert algorithm.blocks[0].length == adapter.schema.dimension
+    rows, present = rows_of(adapter, algorithm, records(9, algorithm.slots(9)))
+    kept = np.concatenate([np.full(leaf.size, leaf.name in adapter.averaged) for leaf in adapter.schema.leaves])
+    assert kept.sum() == (2 * FEATURES if batch_stats == "shared" else 0)
+    assert not rows[:, kept].any()
+    assert np.abs(rows[present][:, ~kept]).max() > 0.1
+
+
+def test_personal_leaves_are_refused():
+    """A gradient per record trains what leaves the site only, so a personal leaf is refused by its name."""
+    adapter = Adapter.of(Net(nnx.Rngs(0)), personal=["second.*"])
+    with pytest.raises(ModelError, match=r"leaf \['second'\]\['bias'\] is personal"):
+        dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan_for(adapter), example=EXAMPLE)
+
+
+def test_a_float_mean_is_refused(net):
+    """Privacy is proved for integer sums only, so there is no mean in floats."""
+    _, _, algorithm = net
+    with pytest.raises(ConfigError, match=r"secagg\.mode"):
+        algorithm.plain({})
 
 
 def test_block_has_the_plans_bound(net):
@@ -257,7 +279,7 @@ def test_each_records_bit_is_one_more_coordinate():
     adapter = Adapter.of(logistic(FEATURES, nnx.Rngs(0)))
     rule = AdaptiveClip(quantile=0.5, learning_rate=0.2, bit_noise=20, expected=200, min_clip=0.1, max_clip=50)
     plan = Plan.from_json(json.dumps(plan_for(adapter).to_fields() | {"adaptive": rule.to_fields(), "epsilon": 1.01}))
-    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, features=FEATURES)
+    algorithm = dp_fedsgd(Server(adapter, optax.sgd(1.0), "last", 4), LOSSES["logistic"], plan, example=EXAMPLE)
     assert algorithm.blocks[0].length == plan.dimension + 1
     data = records(ROWS, algorithm.slots(ROWS))
     rows, present = rows_of(adapter, algorithm, data)

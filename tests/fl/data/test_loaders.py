@@ -263,8 +263,8 @@ def test_site_data_cannot_be_changed_and_prints_no_patient(tmp_path):
     [
         (np.zeros((2, 1)), np.zeros(2, np.int32), "float32"),
         (np.zeros((2, 1), np.float32), np.zeros(2, np.int64), "int32"),
-        (np.zeros((2, 2), np.float32), np.zeros(2, np.int32), "do not fit 1 features"),
-        (np.zeros((3, 1), np.float32), np.zeros(2, np.int32), "do not fit"),
+        (np.zeros((2, 2), np.float32), np.zeros(2, np.int32), "do not fit a table of 1 features"),
+        (np.zeros((3, 1), np.float32), np.zeros(2, np.int32), "one row each"),
         (np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int32), "do not fit"),
         (np.full((2, 1), np.nan, np.float32), np.zeros(2, np.int32), "not finite"),
         (np.zeros((2, 1), np.float32), np.array([0, 2], np.int32), "other than 0 and 1"),

@@ -262,7 +262,7 @@ def test_more_threads_give_the_same_stream(dtype, monkeypatch):
     assert all(np.array_equal(found[0], other) for other in found[1:])
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*multi-?threaded")
 def test_threads_are_made_anew_after_a_fork():
     """A child of a process whose threads have run masks the same, and does not wait for threads that it does not have."""
     keys = [(bytes([i]) * 32, False) for i in range(12)]

@@ -5,7 +5,9 @@ import pytest
 from flax import nnx
 
 from fl.errors import ConfigError, ModelError
-from fl.model import LOSSES, MLP, Adapter, Schema, factory, logistic, rekey
+from fl.model import Adapter, logistic
+
+KEY = jax.random.key(0)
 
 
 class Mixed(nnx.Module):
@@ -50,8 +52,7 @@ def test_only_floating_parameters_are_shared(adapter):
         "['scale']",
         "['tiny']",
     ]
-    local = {path[0] for path, _ in nnx.to_flat_state(adapter.local)}
-    assert local == {"norm", "dropout", "steps", "flags"}
+    assert set(adapter.local) == {"['norm']['mean']", "['norm']['var']", "['steps']", "['flags']"}
 
 
 def test_a_state_with_keys_ravels(adapter):
@@ -74,7 +75,7 @@ def test_a_0d_leaf_keeps_its_value(adapter):
     """S12: a 0-d parameter of 0.5 is one entry of the vector, and 0.5 again afterwards."""
     sizes = dict(adapter.schema.layout)
     assert sizes["['scale']"] == 1
-    back = adapter.named(adapter.unravel(adapter.ravel(adapter.params)))
+    back = adapter.unravel(adapter.ravel(adapter.params))
     assert back["['scale']"].shape == ()
     assert float(back["['scale']"]) == 0.5
 
@@ -110,10 +111,10 @@ def test_an_integer_vector_is_refused(adapter):
 )
 def test_a_leaf_that_differs_is_named(adapter, change, message):
     """F3, S8: a leaf that is missing, extra, or of another shape or dtype is refused by name."""
-    named = dict(adapter.named(adapter.params))
+    named = dict(adapter.params)
     change(named)
     with pytest.raises(ModelError, match=message):
-        adapter.from_named(named)
+        adapter.checked(named)
 
 
 def test_ravel_refuses_parameters_of_another_model(adapter):
@@ -125,9 +126,9 @@ def test_ravel_refuses_parameters_of_another_model(adapter):
 
 def test_named_leaves_round_trip_through_integer_keys(adapter):
     """F7: the layers of an nnx.List survive being stored under names, since names hold the index."""
-    back = adapter.from_named({name: np.asarray(leaf) for name, leaf in adapter.named(adapter.params).items()})
+    back = adapter.checked({name: np.asarray(leaf) for name, leaf in adapter.params.items()})
     assert adapter.hash(back) == adapter.hash(adapter.params)
-    outputs, _ = adapter.forward(back, adapter.local, jnp.ones((2, 3)), train=False)
+    outputs, _, _ = adapter.forward(back, adapter.local, jnp.ones((2, 3)), key=KEY, train=False)
     assert outputs.shape == (2, 1)
 
 
@@ -174,16 +175,16 @@ def test_batch_statistics_are_coupled_leaves(adapter):
     assert Adapter.of(logistic(3, nnx.Rngs(0))).coupled_leaves(jnp.ones((1, 3))) == ()
 
 
-def test_rekeyed_streams_depend_on_the_key_only(adapter):
+def test_streams_depend_on_the_key_only(adapter):
     """Dropout draws the same after any number of earlier draws, and differently under another key."""
     x = jnp.ones((8, 3))
 
     def outputs(local, key):
-        return adapter.forward(adapter.params, rekey(local, key), x, train=True)
+        return adapter.forward(adapter.params, local, x, key=key, train=True)
 
-    first, after = outputs(adapter.local, jax.random.key(1))
-    again, _ = outputs(after, jax.random.key(1))
-    other, _ = outputs(adapter.local, jax.random.key(2))
+    first, _, after = outputs(adapter.local, jax.random.key(1))
+    again, _, _ = outputs(after, jax.random.key(1))
+    other, _, _ = outputs(adapter.local, jax.random.key(2))
     dropped = np.asarray(first) == 0
     assert np.array_equal(dropped, np.asarray(again) == 0)
     assert not np.array_equal(dropped, np.asarray(other) == 0)
@@ -191,35 +192,90 @@ def test_rekeyed_streams_depend_on_the_key_only(adapter):
 
 def test_evaluation_mode_is_deterministic(adapter):
     """In evaluation there is no dropout and batch statistics do not move."""
-    _, after = adapter.forward(adapter.params, adapter.local, jnp.ones((4, 3)), train=False)
+    _, _, after = adapter.forward(adapter.params, adapter.local, jnp.ones((4, 3)), key=KEY, train=False)
     for before, later in zip(jax.tree.leaves(adapter.local), jax.tree.leaves(after), strict=True):
         assert jnp.all(before == later)
     merged = adapter.merge(adapter.params, adapter.local)
     assert jnp.array_equal(merged(jnp.ones((4, 3))), merged(jnp.ones((4, 3))))
 
 
-def test_factories():
-    """Bundled models and any importable function build; anything else is refused by its key."""
-    assert factory("logistic")(5, nnx.Rngs(0)).kernel.shape == (5, 1)
-    sizes = dict(Adapter.of(factory("mlp", (4, 2))(3, nnx.Rngs(0))).schema.layout)
-    assert sizes["['layers'][1]['kernel']"] == 8
-    assert MLP(3, (4,), nnx.Rngs(0))(jnp.ones((2, 3))).shape == (2, 1)
-    assert factory("fl.model:logistic") is logistic
-    for bad in ("cnn", "no.such.module:f", "fl.model:nothing", "fl.model:LOSSES"):
-        with pytest.raises(ConfigError, match=r"model\.kind"):
-            factory(bad)
+def test_what_leaves_by_name(adapter):
+    """The traceable vector of the shared leaves holds the values of the exact one."""
+    flat = adapter.flat(adapter.params)
+    assert flat.dtype == jnp.float32
+    assert np.array_equal(np.asarray(flat, np.float64), adapter.ravel(adapter.params))
 
 
-def test_losses_refuse_an_output_of_the_wrong_shape():
-    """Two scores a row would broadcast against the labels; the loss refuses them."""
-    for loss in LOSSES.values():
-        assert loss(jnp.zeros((3, 1)), jnp.array([0, 1, 1])).shape == (3,)
-        with pytest.raises(ModelError, match="one score each"):
-            loss(jnp.zeros((3, 2)), jnp.array([0, 1, 1]))
+def test_statistics_are_shared_where_the_policy_says_so():
+    """Averaged statistics are part of the vector, move in training, and are no trained leaf."""
+    adapter = Adapter.of(Mixed(nnx.Rngs(0)), batch_stats="shared")
+    assert adapter.averaged == {"['norm']['mean']", "['norm']['var']"}
+    assert adapter.averaged < set(adapter.params)
+    assert set(adapter.local) == {"['steps']", "['flags']"}
+    x = jax.random.normal(KEY, (8, 3))
+    _, moved, _ = adapter.forward(adapter.params, adapter.local, x, key=KEY, train=True)
+    changed = {name for name in adapter.params if not np.array_equal(moved[name], adapter.params[name])}
+    assert changed == adapter.averaged
+    assert not adapter.averaged & set(adapter.trainable(adapter.params, adapter.local))
+    assert adapter.coupled_leaves(x) == ("['norm']['mean']", "['norm']['var']")
 
 
-def test_schema_order_matters():
-    """Schemas with the same leaves in another order are different, since the vector would be permuted."""
-    schema = Adapter.of(MLP(3, (4,), nnx.Rngs(0))).schema
-    with pytest.raises(ModelError, match="another order"):
-        schema.require(Schema(schema.leaves[::-1]))
+def test_personal_and_frozen_leaves_never_leave():
+    """Personal leaves are trained and local; frozen ones are neither trained nor sent; both are still used."""
+    adapter = Adapter.of(Mixed(nnx.Rngs(0)), personal=["norm.*"], frozen=["layers.0.*"])
+    assert adapter.personal == {"['norm']['bias']", "['norm']['scale']"}
+    assert set(adapter.frozen) == {"['layers'][0]['bias']", "['layers'][0]['kernel']"}
+    assert not (adapter.personal | set(adapter.frozen)) & set(adapter.params)
+    trained = adapter.trainable(adapter.params, adapter.local)
+    assert adapter.personal < set(trained)
+    params, local = adapter.put(adapter.params, adapter.local, {name: value + 1 for name, value in trained.items()})
+    assert np.array_equal(local["['norm']['scale']"], adapter.local["['norm']['scale']"] + 1)
+    assert np.array_equal(local["['norm']['mean']"], adapter.local["['norm']['mean']"])
+    before, _, _ = adapter.forward(adapter.params, adapter.local, jnp.ones((2, 3)), key=KEY, train=False)
+    after, _, _ = adapter.forward(adapter.params, local, jnp.ones((2, 3)), key=KEY, train=False)
+    assert not np.array_equal(before, after)
+    assert set(params) == set(adapter.params)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ({"personal": ["nrom.*"]}, r'model\.personal: "nrom\.\*" matches no floating leaf'),
+        ({"frozen": ["steps"]}, r'model\.frozen: "steps" matches no floating leaf'),
+        ({"personal": ["norm.*"], "frozen": ["*.scale"]}, r"leaf \['norm'\]\['scale'\] is frozen as well"),
+    ],
+)
+def test_patterns_that_do_not_fit_are_refused(patterns, message):
+    """A pattern without a leaf, an integer leaf, or a leaf that two keys claim is refused by its key."""
+    with pytest.raises(ConfigError, match=message):
+        Adapter.of(Mixed(nnx.Rngs(0)), **patterns)
+
+
+def test_all_leaves_personal_leaves_nothing_to_share():
+    """A federation that shares nothing is none."""
+    with pytest.raises(ModelError, match="nothing to train"):
+        Adapter.of(logistic(3, nnx.Rngs(0)), personal=["*"])
+
+
+def test_the_fingerprint_covers_what_is_not_sent():
+    """Another frozen value, or another role of a leaf, is another model, though the shared leaves are alike."""
+    frozen = {"frozen": ["layers.0.*"]}
+    one, same, other = (Adapter.of(Mixed(nnx.Rngs(seed)), **frozen) for seed in (0, 0, 1))
+    assert one.fingerprint == same.fingerprint
+    assert one.schema.hash == other.schema.hash
+    assert one.fingerprint != other.fingerprint
+    personal = Adapter.of(Mixed(nnx.Rngs(0)), personal=["layers.0.*"])
+    assert personal.schema.hash == one.schema.hash
+    assert personal.fingerprint != one.fingerprint
+
+
+def test_what_is_told_beside_the_model_is_in_its_hash(adapter):
+    """A vector that the server tells the sites beside the model changes the hash by name and by value."""
+    vector = np.zeros(adapter.schema.dimension)
+    hashes = {
+        adapter.hash(adapter.params),
+        adapter.hash(adapter.params, {"control": vector}),
+        adapter.hash(adapter.params, {"other": vector}),
+        adapter.hash(adapter.params, {"control": vector + 1}),
+    }
+    assert len(hashes) == 4

@@ -1,18 +1,15 @@
-import fcntl
 import json
-import logging
 import math
 import shutil
-import threading
 
 import pytest
 
 from fl import load_config
 from fl.errors import RoundFailedError, RunError
 from fl.model import Adapter
-from fl.simulation import ledger_folder, run
+from fl.simulation import run
 from privacy.accounting import gaussian_epsilon
-from privacy.ledger import Ledger, verify
+from privacy.ledger import verify
 from privacy.plan import Plan
 
 DROPS = {0: {"north": "advertise"}, 1: {"east": "mask"}, 2: {"south": "confirm"}, 3: {"west": "unmask"}}
@@ -62,10 +59,15 @@ def test_a_run_leaves_a_complete_folder(toy, tmp_path):
         "evaluation.jsonl",
         "ledger.head.json",
         "ledger.jsonl",
+        "metrics.csv",
         "metrics.jsonl",
+        "model.json",
+        "model.npz",
         "plan.json",
         "report.html",
         "result.json",
+        "run.json",
+        "schema.toml",
     ]
     assert seen == [0, 1]
     assert load_config(out / "config.toml") == toy(private=True)
@@ -97,30 +99,6 @@ def test_ideal_is_not_called_private(toy, tmp_path):
     assert verify(result.ledger).total.private is False
 
 
-def test_a_second_run_on_the_same_patients_waits_its_turn(toy, tmp_path, caplog):
-    """A ledger has one writer: while another process holds it a run waits, says so, and then goes on."""
-    ledgers = tmp_path / "ledgers"
-    run(toy(private=True, rounds=1), out=tmp_path / "a", ledgers=ledgers)
-    lock = min(ledgers.glob("*.lock"))
-    held = lock.open("w")
-    fcntl.flock(held, fcntl.LOCK_EX)
-
-    class Release(logging.Handler):
-        def emit(self, record):  # noqa: ARG002 - the interface's
-            threading.Thread(target=held.close).start()
-
-    logger = logging.getLogger("fl.simulation")
-    release = Release()
-    logger.addHandler(release)
-    try:
-        result = run(toy(private=True, rounds=1), out=tmp_path / "b", ledgers=ledgers)
-    finally:
-        logger.removeHandler(release)
-        held.close()
-    assert "waiting for another run on the same data set" in caplog.text
-    assert result.summary["rounds"] == 1
-
-
 def test_an_empty_site_takes_part(toy, toy_folder, tmp_path):
     """F17: a site without rows runs through a private run like any other, noise and ledger included."""
     folder = tmp_path / "data"
@@ -138,27 +116,6 @@ def test_a_folder_in_use_is_refused(toy, tmp_path):
     (tmp_path / "keep").write_text("x")
     with pytest.raises(RunError, match="exists and is not an empty folder"):
         run(toy(), out=tmp_path)
-
-
-def test_where_ledgers_live(monkeypatch, tmp_path):
-    """$SECAGG_LEDGERS, else the state folder of the user, else its default place in the home folder."""
-    monkeypatch.setenv("SECAGG_LEDGERS", str(tmp_path / "mine"))
-    assert ledger_folder() == tmp_path / "mine"
-    monkeypatch.delenv("SECAGG_LEDGERS")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert ledger_folder() == tmp_path / "state" / "secagg" / "ledgers"
-    monkeypatch.delenv("XDG_STATE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert ledger_folder() == tmp_path / ".local" / "state" / "secagg" / "ledgers"
-
-
-def test_a_planned_silence_is_of_the_first_attempt(toy, tmp_path):
-    """Two silent sites end an attempt below the threshold; the next attempt has everybody, and both are booked."""
-    silences = {0: {"north": "mask", "east": "mask"}}
-    result = run(toy(private=True, rounds=4), out=tmp_path / "run", ledgers=tmp_path / "ledgers", silences=silences)
-    assert [record.attempt for record in result.history] == [1, 0, 0, 0]
-    assert len(result.survivors[0]) == 4
-    assert verify(tmp_path / "run" / "ledger.jsonl").entries == 10  # the plan, five reservations, four commits
 
 
 def test_a_sites_lifetime_budget_ends_the_run_before_anything_leaves(toy, tmp_path):
@@ -190,18 +147,6 @@ def test_a_spent_data_set_still_gets_its_run(toy, tmp_path):
     assert set(result.summary["epsilon_lifetime"].values()) == {None}
 
 
-def test_waiting_for_a_data_set_has_an_end(toy, tmp_path, monkeypatch):
-    """A run that waits for another one on the same data gives up with the lock's path."""
-    ledgers = tmp_path / "ledgers"
-    run(toy(private=True, rounds=1), out=tmp_path / "a", ledgers=ledgers)
-    monkeypatch.setattr("fl.simulation.TURN_TIMEOUT_S", 0.1)
-    with min(ledgers.glob("*.lock")).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match=r"another run has held this data set"):
-            run(toy(private=True, rounds=1), out=tmp_path / "b", ledgers=ledgers)
-    assert not (tmp_path / "b").exists()
-
-
 def test_persons_at_two_sites_are_booked_at_twice_the_steps(toy, toy_folder, tmp_path):
     """With two silos and one table at two sites each has a ledger of its own, whose epsilon is that of twice the grid."""
     folder = tmp_path / "data"
@@ -230,33 +175,6 @@ def test_an_adaptive_run_keeps_to_its_plan_and_draws_its_clip_norms(toy, tmp_pat
     assert result.summary["epsilon"] == pytest.approx(spent, rel=1e-9)
     assert plan.sensitivity > plan.grid
     assert "clip norm C" in (result.folder / "report.html").read_text()
-
-
-@pytest.mark.parametrize("mode", ["secure", "ideal"])
-def test_every_site_signs_the_runs_ledger(toy, tmp_path, mode):
-    """The head has the server's signature and each site's, all of the last entry; a site whose own ledger tells another story signs nothing."""
-    folder = tmp_path / "run"
-    silences = {1: {"west": "unmask"}}
-    run(toy(private=True, mode=mode, rounds=3), out=folder, ledgers=tmp_path / "ledgers", silences=silences)
-    report = verify(folder / "ledger.jsonl")
-    assert {each.party: each.seq for each in report.signatures} == dict.fromkeys(
-        ("server", "east", "north", "south", "west"), report.entries - 1
-    )
-
-
-def test_a_site_does_not_sign_what_it_did_not_see(toy, tmp_path, monkeypatch):
-    """A server that books other survivors than those that were signed is found by the first site."""
-    from privacy.ledger.chain import ChainError
-
-    real = Ledger.commit
-
-    def commit(self, reservation, *, survivors, transcript):
-        mine = survivors[:-1] if self.path.name == "ledger.jsonl" else survivors
-        return real(self, reservation, survivors=mine, transcript=transcript)
-
-    monkeypatch.setattr(Ledger, "commit", commit)
-    with pytest.raises(ChainError, match="survivors"):
-        run(toy(private=True, rounds=1), out=tmp_path / "run", ledgers=tmp_path / "ledgers")
 
 
 def test_a_larger_delta_buys_no_lifetime_budget(toy, tmp_path):

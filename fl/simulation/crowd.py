@@ -1,0 +1,145 @@
+"""Many clients in one compiled program, as a run sees them: without keys, ledgers and policies of their own."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fl.aggregation import Aggregate, Silences
+from fl.algorithms.base import Contribution
+from fl.errors import ConfigError
+from fl.experiment import Experiment
+from fl.model import Local
+from fl.simulation.aggregator import CohortAggregator
+from fl.simulation.cohort import Cohort, Plainly
+from fl.site import Announcement
+from privacy.errors import InputError
+from privacy.ledger import Ledger
+from privacy.noise import NoiseSource
+from secagg.params import PHASES
+from secagg.testing import simulate_round
+
+_SILENT = 0x73696C656E74  # sets this stream apart from every other use of the seed
+
+
+class Crowd:
+    """The clients of a cohort simulation.
+
+    Args:
+        experiment: What to run; it has a population.
+        first: The round and the attempt that this process begins with; planned silences befall that attempt, as they would
+            the first one of a run that nobody stopped.
+
+    Attributes:
+        ledgers: None of the clients has one.
+    """
+
+    def __init__(self, experiment: Experiment, first: tuple[int, int] = (0, 0)) -> None:
+        population = experiment.population
+        if population is None:
+            raise ConfigError('simulation.engine: "cohort" needs a population of clients')
+        config, algorithm, agreement = experiment.config, experiment.algorithm, experiment.agreement
+        self._experiment, self._first = experiment, first
+        self._secure = config.secagg.mode == "secure"
+        encoding = algorithm.encoding
+        if encoding is None:
+            raise ConfigError('simulation.engine: "cohort" does not know this algorithm')
+        plain = Plainly(encoding.layout, getattr(encoding, "uniform", False), getattr(encoding, "extra", ()))
+        noise = None
+        if agreement.plan is not None:
+            noise = NoiseSource() if agreement.test_seed is None else NoiseSource.insecure_test(agreement.test_seed)
+        self._aggregator = CohortAggregator(
+            Cohort(
+                algorithm,
+                population,
+                plain if config.secagg.mode == "plain" else encoding,
+                seed=config.seed,
+                chunk=config.simulation.chunk,
+            ),
+            agreement,
+            experiment.adapter,
+            clients=config.simulation.cohort,
+            silences=self._silences,
+            noise=noise,
+            upload=encoding.upload,
+        )
+        self._noise = noise
+        self.ledgers: Mapping[str, Ledger] = {}
+
+    def aggregate(self, announcement: Announcement) -> Aggregate:
+        """One attempt at one round; raises what `CohortAggregator` and the protocol raise."""
+        return self._by_protocol(announcement) if self._secure else self._aggregator(announcement)
+
+    @property
+    def local(self) -> dict[str, Local]:
+        """What each client keeps to itself, by name, in the order of client ids; nothing where nobody keeps anything."""
+        leaves, population = self._aggregator.local, self._experiment.population
+        if not leaves or population is None:
+            return {}
+        return {
+            name: {leaf: jnp.asarray(rows[client]) for leaf, rows in leaves.items()}
+            for client, name in population.names.items()
+        }
+
+    def restore(self, local: Sequence[Local]) -> None:
+        """Give each client its own state back, in the order of client ids."""
+        for client, own in enumerate(local):
+            self._aggregator.keep(client, own)
+
+    def witness(self, ledger: Ledger) -> None:
+        """No client has a ledger to hold against the run's."""
+
+    def _silences(self, announcement: Announcement) -> Silences:
+        """A part of the round's clients goes silent before its vectors leave, in the first attempt."""
+        rate = self._experiment.config.simulation.drop_rate
+        number, attempt = self._first
+        if rate == 0 or announcement.attempt != (attempt if announcement.round == number else 0):
+            return {}
+        ids = self._aggregator.members(announcement.round)
+        draw = np.random.default_rng([_SILENT, self._experiment.config.seed, announcement.round])
+        return dict.fromkeys(draw.choice(ids, math.floor(rate * len(ids)), replace=False).tolist(), PHASES[2])
+
+    def _by_protocol(self, announcement: Announcement) -> Aggregate:
+        """The real round over what the compiled program gives for each client."""
+        experiment, agreement = self._experiment, self._experiment.agreement
+        ids = self._aggregator.members(announcement.round).tolist()
+        agreed = dataclasses.replace(agreement, sites={client: agreement.sites[client] for client in ids})
+        params = agreed.round_params(announcement.round, announcement.model_hash, clip=announcement.clip)
+        silent, refused = dict(self._silences(announcement)), {}
+        inputs, after = {}, {}
+        for client in ids:
+            try:
+                values, after[client] = self._aggregator.contribution(announcement, client)
+            except InputError as error:
+                refused[client], silent[client] = str(error), PHASES[2]
+                values = {block.name: np.zeros(block.length, np.int64) for block in params.blocks}
+            inputs[client] = self._noised(announcement, client, values)
+        out = simulate_round(params, inputs, drops=silent, seed=agreement.test_seed)
+        for client in out.survivors:
+            if client not in out.dropped:
+                self._aggregator.keep(client, after[client])
+        return Aggregate(
+            mean=experiment.algorithm.decode(out.sums, announcement.clip),
+            survivors=out.survivors,
+            dropped=out.dropped,
+            sums=out.sums,
+            seconds=out.seconds,
+            bytes_up=out.bytes_up,
+            bytes_down=out.bytes_down,
+            transcript=out.transcript.hex(),
+            refused=refused,
+        )
+
+    def _noised(self, announcement: Announcement, client: int, values: Contribution) -> Contribution:
+        plan, noise = self._experiment.agreement.plan, self._noise
+        if plan is None or noise is None:
+            return values
+        run = "test" if self._experiment.agreement.test_seed is not None else self._experiment.agreement.run
+        at: dict[str, Any] = {"run": run, "round": announcement.round, "attempt": announcement.attempt, "site": client}
+        return {
+            name: value + noise.share(plan.sigma_local, len(value), purpose=name, **at)
+            for name, value in values.items()
+        }
