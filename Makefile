@@ -41,12 +41,13 @@ fuzz: install  ## a million mutated frames, half of them signed anew
 	$(BIN)/python tests/fuzz/frames.py --frames 1000000
 
 bench: install  ## the benchmarks in short, each printing one table
-	@for b in "bench_secagg.py --quick" message_sizes.py server_memory.py noise.py accounting.py ledger.py heart.py; do echo "== $$b"; $(BIN)/python benchmarks/$$b || exit 1; done
+	@for b in "bench_secagg.py --quick" message_sizes.py server_memory.py noise.py accounting.py ledger.py heart.py "simulation.py --repeat 1"; do echo "== $$b"; $(BIN)/python benchmarks/$$b || exit 1; done
 
 bench-full: install  ## the whole grid, the targets, and Flower beside us where it is installed (make install EXTRAS=dev,flower); half an hour
 	$(BIN)/python benchmarks/bench_secagg.py
 	$(BIN)/python benchmarks/bench_secagg.py --targets
 	$(BIN)/python benchmarks/bench_vs_flower.py
+	$(BIN)/python benchmarks/simulation.py
 
 constraints: install  ## resolve constraints.txt anew, for every supported Python
 	$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-emit-index-url --no-header --no-annotate --upgrade pyproject.toml -o constraints.txt

@@ -50,6 +50,7 @@ from fl.simulation.aggregator import CohortAggregator
 from fl.simulation.cohort import Cohort, Plainly
 from fl.site import Agreement, Announcement
 from privacy.codec import FixedPoint
+from secagg.cores import CORES
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Mode: TypeAlias = Literal["plain", "ideal"]
@@ -169,7 +170,7 @@ class Product:
         self.start = {name: jnp.asarray(value) for name, value in zip(built.params, values, strict=True)}
         self.adapter = dataclasses.replace(built, params=self.start)
         self.data = jnp.asarray(x), jnp.asarray(y, jnp.int32)
-        encoding = WeightedEncoding(built.schema.layout, FixedPoint(64.0, 32, built.schema.dimension), max_weight=2**12)
+        encoding = WeightedEncoding(built.schema.layout, FixedPoint(64.0, 32, built.schema.dimension), max_weight=64)
         server = Server(self.adapter, optax.sgd(1.0), "last", 10_000)
         training = LocalTraining(optax.sgd(RATE), BATCH, epochs=1)
         self.algorithm = fedavg(server, loss_function("softmax"), training, encoding, task.cohort)
@@ -448,7 +449,9 @@ def options() -> argparse.Namespace:
         parser.add_argument(f"--{key}", metavar="PYTHON", help="the interpreter that has it")
     parser.add_argument("--repeat", type=int, default=3, help="times that ours and a peer take turns; default 3")
     parser.add_argument("--rounds", type=int, default=20, help="rounds in a turn, after the warm-up; default 20")
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices that JAX sees for ours; default 1")
+    parser.add_argument(
+        "--devices", type=int, default=CORES, help="CPU devices that JAX sees for ours; default one a core"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--alone", choices=ALONE, help="measure one thing in this process, and print it as JSON")
     return parser.parse_args()

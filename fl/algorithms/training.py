@@ -129,15 +129,18 @@ class LocalTraining:
             return params, local, opt_state, total + batch_loss, count + jnp.sum(live, dtype=jnp.int32), gradients
 
         def one_epoch(epoch: jax.Array, carry: Any) -> Any:  # noqa: ANN401 - as above
-            order = _order(jax.random.fold_in(shuffle, epoch), present)
+            order = _order(None if self.batch_size is None else jax.random.fold_in(shuffle, epoch), present)
             last = jnp.minimum(per_epoch, steps - epoch * per_epoch)
             return jax.lax.fori_loop(0, last, partial(step, epoch=epoch, order=order), carry)
 
         zeros = jax.tree.map(jnp.zeros_like, start) if accumulate else {}
         first = (params, local, self.optimizer.init(start), jnp.float32(0), jnp.int32(0), zeros)
         # Loops with dynamic ends: a site with fewer rows takes fewer steps, and no step is computed to be thrown away.
-        passes = -(-steps // jnp.maximum(per_epoch, 1))
-        params, local, _, total, count, gradients = jax.lax.fori_loop(0, passes, one_epoch, first)
+        if self.epochs == 1:  # every loop writes its carry, the model, out once more
+            params, local, _, total, count, gradients = one_epoch(jnp.int32(0), first)
+        else:
+            passes = -(-steps // jnp.maximum(per_epoch, 1))
+            params, local, _, total, count, gradients = jax.lax.fori_loop(0, passes, one_epoch, first)
         return Trained(params, local, total / jnp.maximum(count, 1), gradients, steps)
 
     def _corrected(
@@ -187,7 +190,11 @@ def named(adapter: Adapter, vector: jax.Array) -> Leaves:
     return leaves
 
 
-def _order(key: jax.Array, present: jax.Array) -> jax.Array:
-    """An order of the slots (slots,), the present ones first."""
+def _order(key: jax.Array | None, present: jax.Array) -> jax.Array:
+    """An order of the slots (slots,), the present ones first; drawn where there is a key."""
+    if (
+        key is None
+    ):  # one batch has all of them: its mean has no order, and drawing one would be most of the compilation
+        return jnp.argsort(~present, stable=True)
     draws = jax.random.uniform(key, present.shape, jnp.float32)
     return jnp.argsort(jnp.where(present, draws, jnp.inf))

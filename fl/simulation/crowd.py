@@ -1,10 +1,13 @@
 """Many clients in one compiled program, as a run sees them: without keys, ledgers and policies of their own."""
 
 import dataclasses
+import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,10 +22,25 @@ from fl.site import Announcement
 from privacy.errors import InputError
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
+from secagg.cores import CORES
 from secagg.params import PHASES
 from secagg.testing import simulate_round
 
+_LOG = logging.getLogger(__name__)
 _SILENT = 0x73696C656E74  # sets this stream apart from every other use of the seed
+
+
+def use_all_cores() -> None:
+    """Let JAX see a device for each core, over which a cohort is split; XLA keeps one busy with small models.
+
+    It must come before anything is computed; later, or where XLA_FLAGS says how many there are, it changes nothing.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", CORES)  # type: ignore[no-untyped-call]  # JAX's own
+    except RuntimeError:
+        _LOG.info("JAX has started already: a cohort runs on the %d device(s) that it has", jax.local_device_count())
 
 
 class Crowd:

@@ -28,7 +28,7 @@ from fl.scoring import Score, scorer
 from fl.sections import Config
 from fl.simulation.alone import run_alone
 from fl.simulation.consortium import Consortium, party_keys
-from fl.simulation.crowd import Crowd
+from fl.simulation.crowd import Crowd, use_all_cores
 from fl.simulation.folder import begin, discard_keys, held, read_beginning, require_free, signing_keys
 from fl.simulation.ledgers import ledger_folder, open_ledgers
 from fl.simulation.stopping import Stopping, stopping
@@ -128,6 +128,8 @@ def run(
         Under one `insecure_test_seed`, modes "ideal" and "secure" give bitwise the same model.
     """
     name = f"{config.name}-{secrets.token_hex(8)}"
+    if config.simulation.engine == "cohort":
+        use_all_cores()
     experiment = prepare(config, name, silences, insecure_test_seed)
     folder = Path("runs", f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}") if out is None else out
     require_free(folder)
@@ -172,6 +174,8 @@ def resume(
         stack.enter_context(held(folder))
         stack.enter_context(_resumable(folder))
         beginning, config = read_beginning(folder)
+        if config.simulation.engine == "cohort":
+            use_all_cores()
         experiment = prepare(config, beginning.run, beginning.planned(), beginning.test_seed)
         beginning.require(experiment)
         opened = open_ledgers(experiment, ledger_folder() if ledgers is None else ledgers, stack)

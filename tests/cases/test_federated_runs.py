@@ -1,6 +1,7 @@
 """The rows about a whole run: it goes on where it was killed, and does not depend on who is fast."""
 
 import functools
+import itertools
 import json
 import signal
 import subprocess
@@ -192,7 +193,7 @@ def is_as_if_nothing_had_happened(result, whole, *, private):
 @pytest.mark.case("F9")
 @pytest.mark.parametrize(
     ("kind", "where"),
-    [*(("averaging", where) for where in KILLS), *((k, where) for k in list(KINDS)[1:] for where in SOME)],
+    [*(("averaging", where) for where in KILLS), *zip(list(KINDS)[1:], itertools.cycle(SOME), strict=False)],
 )
 def test_a_killed_server_goes_on(config_of, uninterrupted, tmp_path, *, kind, where):
     """Wherever it was killed, what comes out is bitwise what would have come out: optimiser state and what sites keep included."""
@@ -344,11 +345,10 @@ def test_arrival_in_another_order(config_of, tmp_path, shuffle, *, kind, mode):
         return run(config, insecure_test_seed=5, **given)
 
     whole = once("whole")
-    for seed in (1, 2):
-        shuffle(seed)
-        result = once(f"run-{seed}")
-        assert bits(result) == bits(whole)
-        assert lines(result.folder, "metrics.jsonl") == lines(whole.folder, "metrics.jsonl")
+    shuffle(1)
+    result = once("shuffled")
+    assert bits(result) == bits(whole)
+    assert lines(result.folder, "metrics.jsonl") == lines(whole.folder, "metrics.jsonl")
 
 
 @pytest.mark.case("F11")

@@ -168,7 +168,8 @@ def poor(write_tables, tmp_path_factory):
 
 @pytest.mark.case("F17")
 @pytest.mark.parametrize(
-    ("algorithm", "mode"), [*((name, mode) for name in ALGORITHMS for mode in ("ideal", "plain")), ("fedavg", "secure")]
+    ("algorithm", "mode"),
+    [*((name, "ideal") for name in ALGORITHMS), ("fedavg", "plain"), ("scaffold", "plain"), ("fedavg", "secure")],
 )
 def test_sites_that_have_little(toy, poor, tmp_path, *, algorithm, mode):
     """Under every algorithm and in every mode they take part with what they have: nobody drops out, and everything is finite."""
@@ -258,8 +259,8 @@ def trained_on(rows, batch_size, *, slots=None, junk=0.0, **fields):
 
 
 @pytest.mark.case("F20")
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 7, 8, 12, 13, 64, 1000, None])
-@pytest.mark.parametrize("rows", [1, 2, 5, 8, 12])
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 12, 13, None])
+@pytest.mark.parametrize("rows", [1, 5, 12])
 def test_every_row_once(rows, batch_size):
     """An epoch has every row in exactly one batch, and each batch is the mean over the rows that it really has."""
     update = trained_on(rows, batch_size)

@@ -97,11 +97,11 @@ def test_quantities_have_errors():
     assert report["sites"]["b"]["rmse"] == 3.0
 
 
-def test_outputs_that_are_not_finite_are_refused():
-    """A model that diverged has no accuracy, and it is said why."""
+def test_outputs_that_are_not_finite_are_flagged():
+    """A model that diverged has no accuracy, and the metric's name is listed."""
     sites = {"a": site("a", [[1, 0]], np.int32([0]))}
-    with pytest.raises(DataError, match="diverge"):
-        scorer(passing(outputs=2), Model(loss="softmax"), sites)([{"['level']": jnp.float32(jnp.nan)}], [{}])
+    report = scorer(passing(outputs=2), Model(loss="softmax"), sites)([{"['level']": jnp.float32(jnp.nan)}], [{}])
+    assert report["pooled"] == {"auc": None, "accuracy": None, "not_finite": ["accuracy"]}
 
 
 def own_metrics(y, outputs):

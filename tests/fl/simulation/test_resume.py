@@ -1,16 +1,12 @@
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fl import rounds, simulation
 from fl.checkpoint import Checkpoints
-from fl.config import dump_config
 from fl.errors import ConfigError, DataError, RoundFailedError, RunError, RunStopped
 from fl.files import append_line
 from fl.model import Adapter
@@ -24,41 +20,6 @@ SILENT = {1: {"east": "mask"}, 3: {"west": "unmask"}}
 SITES = ("east", "north", "south", "west")
 
 # A run that kills itself: config, folder, ledgers, and where.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from fl import load_config
-from fl.checkpoint import Checkpoints
-from fl.simulation import run
-
-config, out, ledgers, where, number = sys.argv[1:]
-frames = 0
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def tap(*_):
-    global frames
-    frames += 1
-    if where == "frame" and frames == int(number):
-        die()
-
-def progress(record):
-    if where == "committed" and record.round == int(number):
-        die()
-
-if where == "saving":
-    init = Checkpoints.__init__
-
-    def watched(self, folder):
-        init(self, folder)
-        save = self._orbax.save
-        self._orbax.save = lambda target, *a, **k: (save(target, *a, **k), str(target).endswith(number) and die())
-
-    Checkpoints.__init__ = watched
-run(load_config(config), out=Path(out), ledgers=Path(ledgers), insecure_test_seed=1,
-    silences={1: {"east": "mask"}, 3: {"west": "unmask"}}, tap=tap, progress=progress)
-"""
 
 
 class Killed(BaseException):
@@ -155,9 +116,6 @@ def kill_at(monkeypatch, where, number):
 @pytest.mark.parametrize(
     ("kind", "where", "number"),
     [
-        ("private", "round", 0),
-        ("private", "booked", 3),
-        ("adaptive", "line", 1),
         ("private", "torn", 2),
         ("private", "evaluated", 4),
         ("adaptive", "saved", 2),
@@ -174,34 +132,6 @@ def test_a_run_goes_on_bitwise_from_wherever_it_ended(make, whole, tmp_path, mon
     result = resume(tmp_path / "run", ledgers=tmp_path / "ledgers")
     again = number if where != "saved" else None
     assert_same(result, expected, repeated=again)
-
-
-@pytest.mark.parametrize(("where", "number"), [("frame", 40), ("saving", 4)])
-def test_kill_9(make, whole, tmp_path, where, number):
-    """F9: a process that is killed in a round, and one that is killed while Orbax writes, lose nothing that was committed."""
-    killed(make("private"), tmp_path, where, number)
-    result = resume(tmp_path / "run", ledgers=tmp_path / "ledgers")
-    attempts = [record.attempt for record in result.history]
-    assert_same(result, whole("private"), repeated=attempts.index(1))
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize("number", sorted(random.Random(0).sample(range(1, 118), 20)))
-def test_kill_9_at_any_frame(make, whole, tmp_path, number):
-    """F9: twenty frames of a run of 6 rounds; a second kill while it goes on is no different."""
-    killed(make("private"), tmp_path, "frame", number)
-    result = resume(tmp_path / "run", ledgers=tmp_path / "ledgers")
-    attempts = [record.attempt for record in result.history]
-    assert_same(result, whole("private"), repeated=attempts.index(1))
-
-
-def killed(config, folder, where, number):
-    """A run in a process of its own that kills itself."""
-    toml = folder / "run.toml"
-    toml.write_text(dump_config(config))
-    command = [sys.executable, "-c", CHILD, toml, folder / "run", folder / "ledgers", where, str(number)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def test_ledgers_never_go_back(make, tmp_path, monkeypatch):
