@@ -141,8 +141,25 @@ def build_plan(config: Config, sites: int, dimension: int) -> Plan | None:
     )
 
 
-def build_algorithm(config: Config, server: Server, plan: Plan | None, sites: int, example: jax.Array) -> Algorithm:
-    """The algorithm that the configuration names."""
+def build_algorithm(
+    config: Config,
+    server: Server,
+    plan: Plan | None,
+    sites: int,
+    example: jax.Array,
+    *,
+    everybody: int | None = None,
+) -> Algorithm:
+    """The algorithm that the configuration names.
+
+    Args:
+        config: The experiment.
+        server: The server's half.
+        plan: Its privacy plan.
+        sites: Those in a round.
+        example: (1, ...) a record of the data's shape and dtype.
+        everybody: All sites, where a round has only some of them.
+    """
     loss, chosen = model.loss_function(config.model.loss, config.model.class_weights), config.algorithm
     if isinstance(chosen, DpFedSgd):
         if plan is None:
@@ -156,7 +173,9 @@ def build_algorithm(config: Config, server: Server, plan: Plan | None, sites: in
         descent = algorithms.optimizer("algorithm", "sgd", chosen.learning_rate, {})
         training = LocalTraining(descent, _size(chosen.batch_size), chosen.local_epochs, chosen.local_steps)
         exact = WeightedEncoding(layout, values, heaviest, extra=("control",), uniform=True)
-        made = algorithms.scaffold(server, loss, training, exact, sites=sites, learning_rate=chosen.learning_rate)
+        made = algorithms.scaffold(
+            server, loss, training, exact, sites=sites, everybody=everybody, learning_rate=chosen.learning_rate
+        )
         return replace(made, max_rows=MAX_ROWS) if plain else made
     upload: Upload = "gradient" if isinstance(chosen, FedSgd) else chosen.upload
     encoding: ClippedEncoding | WeightedEncoding = WeightedEncoding(layout, values, heaviest, upload)

@@ -73,6 +73,7 @@ def _check(config: Config) -> None:
     if sum(place is not None for place in places) != 1:
         raise ConfigError("data: needs exactly one of data.bundled, data.path, data.source and data.population")
     _check_engine(config)
+    _check_mode(config)
     if config.model.hidden and config.model.kind != "mlp":
         raise ConfigError(f'model.hidden: only the "mlp" has hidden layers, not "{config.model.kind}"')
     if config.model.outputs != 1 and config.model.kind not in {"logistic", "mlp"}:
@@ -87,29 +88,58 @@ def _check(config: Config) -> None:
     if config.server.strategy != "mean" and isinstance(algorithm, Scaffold):
         raise ConfigError('server.strategy: "scaffold" is defined for the mean')
     if privacy is None:
+        if config.simulation.lifetime_epsilon is not None:
+            raise ConfigError("simulation.lifetime_epsilon: without a [privacy] section nothing is counted")
         if isinstance(algorithm, DpFedSgd):
             raise ConfigError('algorithm.name: "dp_fedsgd" needs a [privacy] section')
         return
     _check_privacy(config, privacy)
 
 
+def _check_mode(config: Config) -> None:
+    """What is compared with has no protocol, no network and no one's policy."""
+    if config.mode == "federated":
+        if config.secagg.mode == "plain" and config.secagg.threshold is not None:
+            raise ConfigError('secagg.threshold: a float mean ("plain") opens no shares')
+        return
+    if config.simulation.secure_only:
+        raise ConfigError(
+            f'simulation.secure_only: mode "{config.mode}" has no secure aggregation, and site {config.simulation.secure_only[0]} asks for it'
+        )
+    if config.network is not None:
+        raise ConfigError(f'network: in mode "{config.mode}" nothing travels')
+    if config.mode == "local" and config.checkpoint.every is not None:
+        raise ConfigError('checkpoint.every: mode "local" keeps no checkpoints; a run that is stopped starts anew')
+
+
 def _check_engine(config: Config) -> None:
     simulation = config.simulation
     if simulation.engine == "cohort":
-        if isinstance(config.algorithm, DpFedSgd):
-            raise ConfigError('simulation.engine: "dp_fedsgd" encodes each record by itself, and needs "parties"')
-        if config.mode != "federated":
-            raise ConfigError(f'simulation.engine: mode "{config.mode}" has one client at a time; take "parties"')
-        if config.data.population is not None and simulation.baselines:
-            raise ConfigError(
-                "simulation.baselines: generated clients cannot be trained one by one; leave baselines out"
-            )
+        _check_cohort(config)
         return
     for key in ("cohort", "chunk"):
         if getattr(simulation, key) is not None:
             raise ConfigError(f'simulation.{key}: is for simulation.engine = "cohort"')
     if config.data.population is not None:
         raise ConfigError('data.population: is for simulation.engine = "cohort"')
+
+
+def _check_cohort(config: Config) -> None:
+    simulation = config.simulation
+    if isinstance(config.algorithm, DpFedSgd):
+        raise ConfigError('simulation.engine: "dp_fedsgd" encodes each record by itself, and needs "parties"')
+    if config.mode != "federated":
+        raise ConfigError(f'simulation.engine: mode "{config.mode}" has one client at a time; take "parties"')
+    if config.server.strategy != "mean":
+        raise ConfigError(f'server.strategy: "{config.server.strategy}" looks at every update, and needs "parties"')
+    if simulation.drop_site is not None:
+        raise ConfigError(
+            'simulation.drop_site: a cohort loses a part of its clients, drop_rate; one site needs "parties"'
+        )
+    if simulation.lifetime_epsilon is not None:
+        raise ConfigError("simulation.lifetime_epsilon: clients of a cohort have no ledgers that could count it")
+    if config.data.population is not None and simulation.baselines:
+        raise ConfigError("simulation.baselines: generated clients cannot be trained one by one; leave baselines out")
 
 
 def _check_privacy(config: Config, privacy: Privacy) -> None:
@@ -120,6 +150,11 @@ def _check_privacy(config: Config, privacy: Privacy) -> None:
     if config.simulation.drop_rate > 0 and privacy.dropouts == 0:
         raise ConfigError(
             "simulation.drop_rate: sites go silent, and privacy.dropouts = 0 has no noise to spare for it"
+        )
+    lost = math.floor(config.simulation.drop_rate * (config.simulation.cohort or 0))
+    if lost > privacy.dropouts:
+        raise ConfigError(
+            f"simulation.drop_rate: {lost} clients of a cohort go silent, and privacy.dropouts is {privacy.dropouts}"
         )
     if config.secagg.mode == "plain":
         raise ConfigError('secagg.mode: "plain" is a float mean, and privacy is proved for integer sums only')

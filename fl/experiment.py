@@ -112,7 +112,9 @@ def prepare(config: Config, run: str, silences: Silences | None = None, test_see
             raise ConfigError(f"simulation.cohort: {members} clients a round, and there are {len(names)}")
         plan = build_plan(config, members, adapter.schema.dimension)
         server = Server(adapter, build_optimizer(config), config.server.average, config.rounds, plan)
-        algorithm = build_algorithm(config, server, plan, members, example)
+        algorithm = build_algorithm(
+            config, server, plan, members, example, everybody=1 if config.mode == "local" else len(names)
+        )
         agreement = Agreement(
             run=run,
             sites=names,

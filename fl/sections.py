@@ -229,7 +229,8 @@ class Simulation(Section, frozen=True, kw_only=True):
     """What a simulation on one machine makes happen.
 
     Attributes:
-        drop_rate: The part of the rounds in which one site goes silent.
+        drop_rate: The part of the rounds in which one site goes silent; for the engine "cohort", the part of each round's
+            clients that do before their vectors leave.
         drop_site: Which; None: chosen by the seed.
         baselines: Also train without privacy, centralised, alone and federated, for comparison.
         lifetime_epsilon: What each site allows on its data set over all runs; None: no limit. It stands in for a site's
@@ -278,12 +279,12 @@ class Network(Section, frozen=True, kw_only=True):
         deadline_s: Seconds after which an exchange goes on without those that are late; None: everybody is waited for.
     """
 
-    upload_mbit: Positive
-    download_mbit: Positive
-    latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    speed: Positive = 1.0
-    straggling: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    deadline_s: Positive | None = None
+    upload_mbit: Annotated[float, msgspec.Meta(ge=1e-3, le=1e9)]
+    download_mbit: Annotated[float, msgspec.Meta(ge=1e-3, le=1e9)]
+    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    speed: Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)] = 1.0
+    straggling: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
+    deadline_s: Annotated[float, msgspec.Meta(ge=1e-3, le=1e9)] | None = None
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ def scaffold(
     *,
     sites: int,
     learning_rate: float,
+    everybody: int | None = None,
 ) -> Algorithm:
     """SCAFFOLD over `sites`.
 
@@ -42,8 +43,9 @@ def scaffold(
         loss: Per record.
         training: With plain gradient descent as optimiser.
         encoding: With `extra=("control",)` and `uniform=True`.
-        sites: All of them, also those that miss a round.
+        sites: Those that are asked in a round.
         learning_rate: That of the local optimiser.
+        everybody: All of them, also those that miss a round; None: as many as are asked.
     """
     adapter = server.adapter
     leaves, dtype = adapter.schema.leaves, adapter.flat(adapter.params).dtype
@@ -66,7 +68,7 @@ def scaffold(
         after = server.update(state, mean)
         if CONTROL not in mean.extra:
             return after
-        control = state.broadcast[CONTROL] + mean.extra[CONTROL] * (mean.weight or 0) / sites
+        control = state.broadcast[CONTROL] + mean.extra[CONTROL] * (mean.weight or 0) / (everybody or sites)
         return replace(after, broadcast={CONTROL: control})
 
     zero = np.zeros(adapter.schema.dimension)

@@ -108,7 +108,8 @@ class CohortAggregator:
         kept = outcome.ok & ~np.isin(ids, late)
         for name, leaf in outcome.local.items():
             self.local[name][ids[kept]] = leaf[kept]
-        return dataclasses.replace(result, dropped=dict(sorted(silences.items())), refused=reasons)
+        said = {} if self.agreement.plan is not None else reasons  # why is a client's own, which no noise covers
+        return dataclasses.replace(result, dropped=dict(sorted(silences.items())), refused=said)
 
     def members(self, number: int) -> Ids:
         """The cohort of a round, ascending."""

@@ -223,7 +223,7 @@ class Cohort:
     def _chunk(self, task: Task, ids: Ids, local: Mapping[str, npt.NDArray[Any]], slots: int) -> int:
         """The chunk for clients of that many slots; measured once where it is to be."""
         if isinstance(self.chunk, int):
-            return self.chunk
+            return min(self.chunk, len(ids))
         if self.chunk is None and self.mesh.devices.flat[0].platform == "cpu":
             return 1
         if slots not in self.chunks:
@@ -366,8 +366,9 @@ class _Part:
         self._capacity = chunk << max(chunks - 1, 0).bit_length()  # few shapes, so few compilations
         self.ids = cohort.placed(self._padded(ids.astype(np.int32)), _SPLIT)
         self.local = {name: cohort.placed(self._padded(leaf), _SPLIT) for name, leaf in local.items()}
-        numbers = (np.int32(task.number), np.float64(task.clip))
-        self.told = (*cohort.placed((task.params, dict(task.told), *numbers), _SAME), cohort.data)
+        with jax.enable_x64(True):  # else placing would cut the clip norm to 32 bits
+            numbers = cohort.placed((np.int32(task.number), np.float64(task.clip)), _SAME)
+        self.told = (*cohort.placed((task.params, dict(task.told)), _SAME), *numbers, cohort.data)
 
     def bounds(self, start: int, stop: int) -> tuple[Ids, Ids]:
         """Positions start to stop - 1 as a range on each device."""

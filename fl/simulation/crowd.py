@@ -148,7 +148,7 @@ class Crowd:
             bytes_up=out.bytes_up,
             bytes_down=out.bytes_down,
             transcript=out.transcript.hex(),
-            refused=refused,
+            refused={} if agreement.plan is not None else refused,  # as a server would see it
         )
 
     def _noised(self, announcement: Announcement, client: int, values: Contribution) -> Contribution:

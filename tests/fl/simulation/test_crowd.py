@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,15 @@ import numpy as np
 import pytest
 
 from fl import build_config, run
+from fl.algorithms.scaffold import CONTROL, OWN
 from fl.data import GeneratedPopulation
 from fl.errors import ConfigError, ModelError
+from fl.experiment import prepare
 from fl.model import Adapter
 from fl.simulation import resume
+from fl.simulation.crowd import Crowd
+from fl.site import Announcement
+from secagg.cores import CORES
 
 RULE = np.array([1.0, -2.0, 0.5, 0.0], np.float32)
 
@@ -107,6 +114,9 @@ def test_clients_with_rows_of_their_own_may_keep_state(tmp_path):
     ("overrides", "message"),
     [
         (("model.personal=['bias']",), r"leaf \['bias'\] .* generated clients keep nothing"),
+        (("server.strategy='median'", "secagg.mode='plain'"), r'server\.strategy: "median" looks at every update'),
+        (("simulation.lifetime_epsilon=1.0",), r"simulation\.lifetime_epsilon"),
+        (("simulation.drop_site='c1'",), r"simulation\.drop_site"),
         (("simulation.cohort=2000000",), r"simulation\.cohort: 2000000 clients a round, and there are 1000000"),
     ],
 )
@@ -115,3 +125,45 @@ def test_what_a_crowd_cannot_do_is_refused(tmp_path, overrides, message):
     with pytest.raises((ConfigError, ModelError), match=message):
         run(config(*overrides), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_scaffolds_control_is_the_mean_over_all_clients():
+    """A round of four of twelve clients moves the server's control by a third of their mean change: it stays the mean of all."""
+    data = {"source": f"{__name__}:source"}
+    algorithm = {"name": "scaffold", "local_epochs": 1, "batch_size": 4, "learning_rate": 0.1}
+    chosen = config("simulation.cohort=4", data=data, algorithm=algorithm, mode="plain")
+    experiment = prepare(chosen, "crowd-1")
+    crowd, state = Crowd(experiment), experiment.algorithm.init(experiment.algorithm.params)
+    for number in range(3):
+        model = experiment.adapter.ravel(state.params)
+        told = state.broadcast
+        announced = Announcement(number, 0, model, experiment.adapter.hash(state.params, told), broadcast=told)
+        state = experiment.algorithm.server_update(state, crowd.aggregate(announced).mean)
+    own = np.mean([local[OWN] for local in crowd.local.values()], axis=0)
+    assert np.abs(own).max() > 0.01
+    np.testing.assert_allclose(state.broadcast[CONTROL], own, atol=1e-6)
+
+
+PRIVATE = """
+import importlib.util, pathlib, sys
+import jax
+spec = importlib.util.spec_from_file_location("here", sys.argv[1])
+here = importlib.util.module_from_spec(spec)
+sys.modules["here"] = here
+spec.loader.exec_module(here)
+data, folder = {"population": "here:population"}, pathlib.Path(sys.argv[2])
+bits = [
+    here.weights(here.run(here.config(mode=mode, data=data, privacy=here.PRIVACY), out=folder / mode, insecure_test_seed=1))
+    for mode in ("ideal", "secure")
+]
+print(jax.local_device_count(), bits[0] == bits[1])
+"""
+
+
+def test_a_private_cohort_over_a_device_for_each_core(tmp_path):
+    """In a process of its own a run splits its cohort over a device a core, clip norm and noise included, to the protocol's bits."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE, __file__, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [str(CORES), "True"]
