@@ -3,22 +3,23 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
 import optax  # type: ignore[import-untyped]  # it ships no types
-from flax import nnx
-from flax.errors import FlaxError
+from flax import linen, nnx
+from flax.errors import ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError
 
 from fl import algorithms, model
 from fl.algorithms import Algorithm, ClippedEncoding, LocalTraining, Server, WeightedEncoding
 from fl.algorithms.fedavg import MAX_ROWS
 from fl.algorithms.training import Upload
 from fl.data import SiteData
-from fl.errors import ConfigError, DataError, FlError
-from fl.model import Adapter
+from fl.errors import ConfigError, DataError, FlError, ModelError
+from fl.model import Adapter, Functional, Leaf, Local, Params
 from fl.scoring import kind_of
 from fl.sections import Config, DpFedSgd, FedAvg, FedSgd, Scaffold
 from privacy.adaptive import AdaptiveClip
@@ -67,8 +68,9 @@ def require_fit(config: Config, adapter: Adapter, train: Mapping[str, SiteData])
     """Check that model, loss and labels go together, before anything is trained.
 
     Raises:
-        ConfigError: the model cannot take the records.
-        ModelError: the loss cannot take the model's outputs.
+        ConfigError: the model cannot take the records, or its code or the loss's raises anything.
+        ModelError: the loss cannot take the model's outputs, or a training pass leaves another state than it found; the
+            message names the leaf.
         DataError: a label is none that the loss, the outputs or the class weights know; the message names the site.
     """
     kind, weights = kind_of(config.model, train), config.model.class_weights
@@ -81,16 +83,72 @@ def require_fit(config: Config, adapter: Adapter, train: Mapping[str, SiteData])
     example, label = (np.zeros((1, *part.shape[1:]), part.dtype) for part in (first.x, first.y))
     try:
         outputs = jax.eval_shape(outputs_of, example)
-    except (TypeError, ValueError, FlaxError) as error:
+    except FlError:
+        raise
+    except Exception as error:  # of whatever code the model is
         raise ConfigError(
             f'model.kind: "{config.model.kind}" does not take records {example.dtype}{list(example.shape[1:])}: {error}'
         ) from error
     jax.eval_shape(loss, outputs, label)
+    _require_steady(config.model.kind, adapter, np.zeros((2, *first.x.shape[1:]), first.x.dtype))
     limits = [("outputs", outputs.shape[-1])] * (kind == "classes") + [("class weights", len(weights))] * bool(weights)
     for name, site in train.items():
         for what, limit in limits:
             if site.y.dtype != np.int32 or (site.y.size and not 0 <= site.y.min() <= site.y.max() < limit):
                 raise DataError(f"site {name}: labels that are no class numbers below the number of {what}, {limit}")
+
+
+def _require_steady(kind: str, adapter: Adapter, x: np.ndarray[Any, Any]) -> None:
+    """Check that a training pass over x (batch, ...) leaves the leaves that it found, of the same shapes and dtypes."""
+    built = adapter.merge(adapter.params, adapter.local)
+    known: dict[str, Any] = {**adapter.frozen, **adapter.local, **adapter.params}
+    # With what is no leaf of the adapter: keys, and what is wider than JAX computes.
+    if isinstance(built, Functional):
+        known = _named(built.state, "state") | known
+    elif isinstance(built, linen.Module):
+        known = _named(linen.unbox(built.variables)) | known
+    try:
+        moved, found = _after_training(adapter, built, x)
+    except FlError:
+        raise
+    except (ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError) as error:
+        raise ModelError(f'model.kind: "{kind}" has a variable that only a training pass makes: {error}') from error
+    except Exception as error:  # of whatever code the model is
+        raise ConfigError(
+            f'model.kind: "{kind}" cannot make a training pass: {type(error).__name__}: {error}'
+        ) from error
+    for name in sorted(moved.keys() | found):
+        if name not in known:
+            raise ModelError(f'model.kind: "{kind}": leaf {name} is there only after a training pass')
+        if name in moved and Leaf.of(name, moved[name]) != Leaf.of(name, known[name]):
+            old, new = (f"{each.dtype}{list(each.shape)}" for each in (known[name], moved[name]))
+            raise ModelError(f'model.kind: "{kind}": leaf {name} is {old}, and after a training pass {new}')
+
+
+def _after_training(adapter: Adapter, built: Any, x: np.ndarray[Any, Any]) -> tuple[dict[str, Any], set[str]]:  # noqa: ANN401 - a model
+    """Shapes and dtypes by name after a training pass; the names of all variables that a Linen module has in it."""
+    found: set[str] = set()
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:  # noqa: ANN401 - an interceptor of Flax
+        outputs = call(*args, **kwargs)
+        if not context.module.path and type(context.module) is type(built):
+            found.update(_named(linen.unbox(context.module.variables)))
+        return outputs
+
+    def after(params: Params, local: Local, batch: jax.Array) -> dict[str, Any]:
+        key = jax.random.key(0)
+        if isinstance(built, Functional):
+            return _named(built.apply(built.params, built.state, batch, key=key, train=True)[1], "state")
+        _, params, local = adapter.forward(params, local, batch, key=key, train=True)
+        return params | local
+
+    with linen.intercept_methods(watch):
+        return jax.eval_shape(after, adapter.params, adapter.local, x), found
+
+
+def _named(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - any pytree
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {prefix + jax.tree_util.keystr(path): value for path, value in paths if hasattr(value, "dtype")}
 
 
 def build_adapter(config: Config, example: jax.Array) -> Adapter:
@@ -111,7 +169,7 @@ def build_adapter(config: Config, example: jax.Array) -> Adapter:
         )
     except FlError:
         raise
-    except (TypeError, ValueError, OverflowError, MemoryError, RuntimeError, FlaxError) as error:
+    except Exception as error:  # whatever a module's first pass raises, in its own code or its framework's
         raise ConfigError(f'model.kind: "{kind}" cannot be built for {features} features: {error}') from error
 
 

@@ -33,6 +33,8 @@ _MODELS = (
 _THIS = {"federated": "this model", "centralized": "one model on all rows", "local": "each site's own model"}
 _ROUTES = {"closed_form": "closed form", "rdp": "Rényi", "pld": "loss distribution"}
 
+_NOT_PRIVATE = "NOT PRIVATE: no noise, no protocol, or noise and secrets from a test seed"
+
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _LEDGERS = click.option(
     "--ledgers",
@@ -94,8 +96,11 @@ def heart(seed: int, rounds: int, epsilon: float, **options: Any) -> None:  # no
 )
 @_run_options
 def run_command(config: Path, overrides: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - the shared options
-    """Run the experiment of a TOML file as a simulation."""
-    with _one_line_errors():
+    """Run the experiment of a TOML file as a simulation.
+
+    Functions of one's own, as in model.kind = "my_models:f", are looked for beside the file and in the current folder too.
+    """
+    with _one_line_errors(), _importable(config.parent, Path()):
         from fl.config import load_config  # noqa: PLC0415 - JAX takes 2 s to import
 
         _execute(load_config(config, overrides), **options)
@@ -107,7 +112,7 @@ def run_command(config: Path, overrides: tuple[str, ...], **options: Any) -> Non
 @_JSON
 def resume(run: Path, *, ledgers: Path | None, as_json: bool) -> None:
     """Go on with a run that was killed, stopped or failed, from its last checkpoint."""
-    with _one_line_errors():
+    with _one_line_errors(), _importable(Path()):
         from fl import simulation  # noqa: PLC0415 - JAX takes 2 s to import
         from fl.checkpoint import newest_round  # noqa: PLC0415
         from fl.simulation.folder import read_beginning  # noqa: PLC0415
@@ -126,7 +131,7 @@ def resume(run: Path, *, ledgers: Path | None, as_json: bool) -> None:
 @_JSON
 def predict(run: Path, table: Path, *, out: Path | None, site: str | None, as_json: bool) -> None:
     """Score the rows of a CSV file with a run's published model."""
-    with _one_line_errors():
+    with _one_line_errors(), _importable(Path()):
         if out is not None and as_json:
             raise click.UsageError("--out writes CSV: give one of --out and --json")
         from fl.files import write_file  # noqa: PLC0415
@@ -139,18 +144,21 @@ def predict(run: Path, table: Path, *, out: Path | None, site: str | None, as_js
             click.echo(found.to_csv(), nl=False)
         else:
             write_file(out, found.to_csv())
+        _warn_unless_private(run)
 
 
 @main.command()
 @_RUN
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option("--site", help="Whose own leaves are exported, where the model has some that each site keeps.")
 @click.option("--orbax", is_flag=True, help="Also write an Orbax checkpoint.")
-def export(run: Path, out: Path, *, orbax: bool) -> None:
+def export(run: Path, out: Path, *, site: str | None, orbax: bool) -> None:
     """Write a run's published model to a folder of its own: model.npz and model.json."""
     with _one_line_errors():
         from fl.predict import export as write  # noqa: PLC0415 - JAX takes 2 s to import
 
-        click.echo(write(run, out, orbax=orbax))
+        click.echo(write(run, out, site=site, orbax=orbax))
+        _warn_unless_private(run)
 
 
 @main.command()
@@ -161,6 +169,24 @@ def report(run: Path) -> None:
         from fl.report import write_report  # noqa: PLC0415 - Matplotlib takes 1 s to import
 
         click.echo(write_report(run))
+
+
+@contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    """Let modules in these folders be imported, after those that are installed."""
+    before = list(sys.path)
+    sys.path += [str(folder.resolve()) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _warn_unless_private(run: Path) -> None:
+    from fl.published import read_description  # noqa: PLC0415 - JAX takes 2 s to import
+
+    if not read_description(run).private:
+        click.echo(f"{_NOT_PRIVATE}; what this model says may give its training rows away", err=True)
 
 
 @contextmanager
@@ -219,7 +245,7 @@ def _print_summary(summary: Mapping[str, Any], epsilon: Mapping[str, float | Non
 
     console = Console()
     if not summary["private"]:
-        console.print("NOT PRIVATE: no noise, no protocol, or noise and secrets from a test seed", style="bold red")
+        console.print(_NOT_PRIVATE, style="bold red")
     _print_quality(console, summary)
     if epsilon is not None:
         routes = ", ".join(f"{_ROUTES.get(route, route)} {_bound(value)}" for route, value in epsilon.items())

@@ -17,10 +17,11 @@ from fl.checkpoint import Checkpoints
 from fl.config import build_config
 from fl.data.loaders import load_records
 from fl.errors import ConfigError, RunError
-from fl.files import write_file
 from fl.model import Adapter, Local, Params
-from fl.published import ARRAYS, DESCRIPTION, read_description, read_leaves, read_params
+from fl.published import DESCRIPTION, Description, read_description, read_leaves, read_params, write_copy
 from fl.sections import Config
+
+_ANY_DATA = {"data": {"bundled": "heart"}}  # a configuration has some; what a model is made from does not depend on it
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +68,10 @@ def predict(run: Path, table: Path, *, site: str | None = None) -> Predictions:
     Args:
         run: A run folder, or a folder that `export` wrote.
         table: A CSV file that fits the run's schema; the label's column may be missing.
-        site: Whose own leaves are used, where the model has some that each site keeps.
+        site: Whose own leaves are used, where the model has some that each site keeps and is no export of one site's.
 
     Raises:
-        RunError: the run has no model, or its files do not fit each other.
+        RunError: the run has no model, or its files were changed or do not fit each other; the message names the file.
         ConfigError: the records of the run are no tables, or a site is needed and not given, or not known.
         DataError: the table does not fit; the message names file, data row and column.
     """
@@ -80,41 +81,46 @@ def predict(run: Path, table: Path, *, site: str | None = None) -> Predictions:
             f"{run}: its records come from data.source and are no tables, so no schema says how to read one"
         )
     records = load_records(table, description.table)
-    config = build_config(description.config)
+    try:
+        config = build_config(description.config | _ANY_DATA)
+    except ConfigError as error:
+        raise RunError(f"{run / DESCRIPTION}: config: {error}") from error
     adapter = build_adapter(config, jnp.zeros((1, records.shape[1]), jnp.float32))
-    params = read_params(run, description, adapter)
-    local = _local(run, adapter, site)
+    params, local = read_params(run, description, adapter)
+    own = _own(run, description, site)
+    local |= adapter.checked_local(own, adapter.local) if own else {}
     return Predictions(tuple(range(1, len(records) + 1)), _scores(config, adapter, params, local, records))
 
 
-def export(run: Path, out: Path, *, orbax: bool = False) -> Path:
+def export(run: Path, out: Path, *, site: str | None = None, orbax: bool = False) -> Path:
     """Write a run's published model to a folder of its own.
 
     `model.npz` has every leaf by name, without pickle; `model.json` says what they are, with the schema of the tables, the
-    configuration, the model's hash, and how to load them.
+    configuration but for where the records lie, the model's hash, and how to load them.
 
     Args:
         run: The run folder.
         out: A folder that does not exist or is empty.
+        site: Whose own leaves are exported, where the model has some that each site keeps.
         orbax: Also write `orbax/`, an Orbax checkpoint of the leaves by name.
 
     Returns:
         The folder.
 
     Raises:
-        RunError: the run has no model, or the folder is in use or cannot be written.
+        RunError: the run has no model, or its files were changed, or the folder is in use or cannot be written.
+        ConfigError: a site is needed and not given, or not known.
     """
     description = read_description(run)
     leaves = read_leaves(run, description)
+    leaves |= _own(run, description, site)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise RunError(f"{out}: exists and is not an empty folder; an export needs a folder of its own")
         out.mkdir(parents=True, exist_ok=True)
-        arrays = (run / ARRAYS).read_bytes()
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {error.strerror}") from error
-    write_file(out / ARRAYS, arrays)
-    write_file(out / DESCRIPTION, (run / DESCRIPTION).read_bytes())
+    write_copy(out, description, leaves, (site or description.site) if description.local() else None)
     if orbax:
         _write_orbax(out / "orbax", leaves)
     return out
@@ -133,32 +139,47 @@ def _write_orbax(target: Path, leaves: dict[str, npt.NDArray[Any]]) -> None:
         writer.close()
 
 
-def _local(run: Path, adapter: Adapter, site: str | None) -> Local:
-    """The leaves that a site keeps, as its last checkpoint has them."""
+def _own(run: Path, description: Description, site: str | None) -> dict[str, npt.NDArray[Any]]:
+    """The leaves that a site keeps, as its last checkpoint has them; nothing where those of the .npz are the right ones."""
+    if description.site is not None:
+        if site in {None, description.site}:
+            return {}
+        raise ConfigError(f"site: {run} has the leaves of site {description.site!r} and no other")
+    kept = {leaf.name: leaf for leaf in description.local()}
     if site is None:
-        if adapter.local:
-            raise ConfigError(
-                f"the model has leaves that each site keeps ({min(adapter.local)}): say whose are used, by site"
-            )
-        return adapter.local
-    names = list(_sites(run))
+        if kept:
+            raise ConfigError(f"the model has leaves that each site keeps ({min(kept)}): say whose are used, by site")
+        return {}
+    names = _sites(run)
     if site not in names:
         raise ConfigError(f"site: {run} has no site {site!r}; sites: {', '.join(names)}")
     checkpoints = Checkpoints(run / "checkpoint")
     try:
-        own = checkpoints.local(names.index(site))
+        found = checkpoints.local(names.index(site))
     finally:
         checkpoints.close()
-    return adapter.checked_local({name: own[name] for name in adapter.local if name in own}, adapter.local)
+    own = {name: np.asarray(found[name]) for name in kept if name in found}
+    for name, leaf in kept.items():
+        if name not in own or own[name].shape != leaf.shape or str(own[name].dtype) != leaf.dtype:
+            raise RunError(f"{run / 'checkpoint'}: leaf {name} is not what {DESCRIPTION} says")
+    return own
 
 
-def _sites(run: Path) -> dict[str, Any]:
+class _Sites(msgspec.Struct, frozen=True):
+    """What is read of `run.json` here: its sites, in the order of their ids."""
+
+    data: dict[str, str]
+
+
+def _sites(run: Path) -> list[str]:
     path = run / "run.json"
     try:
-        found: dict[str, Any] = msgspec.json.decode(path.read_bytes())["data"]
-    except (OSError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read, and only a run folder has the sites' own leaves: {error}") from error
-    return found
+        return list(msgspec.json.decode(path.read_bytes(), type=_Sites).data)
+    except OSError as error:
+        why = f"cannot be read, and only a run folder has the sites' own leaves: {error.strerror}"
+        raise RunError(f"{path}: {why}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from error
 
 
 def _scores(

@@ -4,6 +4,7 @@ No pickle, and nothing of this package is needed to read them. NumPy has no bflo
 unsigned integers of its bits, and says so.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ import numpy.typing as npt
 from fl.data import Schema
 from fl.errors import RunError
 from fl.files import write_file
-from fl.model import Adapter, Params
+from fl.model import Adapter, Local, Params
+from fl.model import Schema as Layout
 from fl.sections import Config
 
 ARRAYS, DESCRIPTION = "model.npz", "model.json"
@@ -37,7 +39,8 @@ class LeafEntry(msgspec.Struct, frozen=True, kw_only=True):
         shape: Its shape.
         dtype: Its dtype in the model.
         stored: Its dtype in the .npz.
-        kind: "shared": trained together. "local": kept by each site; here as the model was built. "frozen": never trained.
+        kind: "shared": trained together. "local": kept by each site; here as the model was built, or as the named site has
+            them. "frozen": never trained.
     """
 
     name: str
@@ -57,8 +60,9 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
         private: Whether the run's privacy promise covers it.
         load: How to load a leaf.
         leaves: Every array.
-        config: The run's configuration.
+        config: The run's configuration, without where its records lie.
         table: The schema of the tables, or None where records are no tables.
+        site: Whose the local leaves are; None: nobody's.
     """
 
     format: Literal["fl-model/1"] = "fl-model/1"
@@ -69,6 +73,11 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     leaves: list[LeafEntry]
     config: dict[str, Any]
     table: Schema | None
+    site: str | None = None
+
+    def local(self) -> list[LeafEntry]:
+        """The leaves that each site keeps."""
+        return [leaf for leaf in self.leaves if leaf.kind == "local"]
 
 
 def write_model(
@@ -97,14 +106,34 @@ def write_model(
             arrays[name] = stored = _storable(array)
             entry = {"name": name, "shape": array.shape, "dtype": str(array.dtype), "stored": str(stored.dtype)}
             leaves.append(msgspec.convert(entry | {"kind": kind}, LeafEntry))
+    # Where the records lie is a place on this computer, and nothing that the model is made from.
+    chosen = {key: value for key, value in msgspec.to_builtins(config).items() if key != "data"}
     description = Description(
-        hash=adapter.hash(params),
-        rounds=rounds,
-        private=private,
-        leaves=leaves,
-        config=msgspec.to_builtins(config),
-        table=table,
+        hash=adapter.hash(params), rounds=rounds, private=private, leaves=leaves, config=chosen, table=table
     )
+    _write(folder, arrays, description)
+
+
+def write_copy(
+    folder: Path, description: Description, leaves: Mapping[str, npt.NDArray[Any]], site: str | None
+) -> None:
+    """Write a model that was read, as `write_model` does.
+
+    Args:
+        folder: Where.
+        description: What was read.
+        leaves: Every leaf by name, as `read_leaves` gives them, or for the local ones a site's.
+        site: Whose the local ones are, or None.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    config = {key: value for key, value in description.config.items() if key != "data"}
+    arrays = {leaf.name: _storable(leaves[leaf.name]) for leaf in description.leaves}
+    _write(folder, arrays, msgspec.structs.replace(description, config=config, site=site))
+
+
+def _write(folder: Path, arrays: Mapping[str, npt.NDArray[Any]], description: Description) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     write_file(folder / ARRAYS, buffer.getvalue())
@@ -139,7 +168,8 @@ def read_leaves(folder: Path, description: Description) -> dict[str, npt.NDArray
     """Every leaf by name, in the model's own dtypes.
 
     Raises:
-        RunError: the arrays cannot be read, or are not the described ones; the message names the leaf.
+        RunError: the arrays cannot be read, or are not the described ones, and the message names the leaf; or the shared ones
+            are not those of the description's hash.
     """
     path = folder / ARRAYS
     found: Mapping[str, Any]
@@ -153,22 +183,40 @@ def read_leaves(folder: Path, description: Description) -> dict[str, npt.NDArray
         array = found.get(leaf.name)
         if array is None or array.shape != leaf.shape or str(array.dtype) != leaf.stored:
             raise RunError(f"{path}: leaf {leaf.name} is not what {DESCRIPTION} says")
-        leaves[leaf.name] = array.view(jnp.dtype(leaf.dtype))
+        try:
+            leaves[leaf.name] = array.view(jnp.dtype(leaf.dtype))
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{folder / DESCRIPTION}: leaf {leaf.name}: dtype {leaf.dtype!r}: {error}") from error
+    if (
+        _hash({leaf.name: leaves[leaf.name] for leaf in description.leaves if leaf.kind == "shared"})
+        != description.hash
+    ):
+        raise RunError(f"{path}: the leaves are not those that {DESCRIPTION} has the hash of")
     return leaves
 
 
-def read_params(folder: Path, description: Description, adapter: Adapter) -> Params:
-    """The shared leaves.
+def read_params(folder: Path, description: Description, adapter: Adapter) -> tuple[Params, Local]:
+    """The shared leaves, and the local ones as they were written.
 
     Raises:
-        RunError: as for `read_leaves`, or they are not those of the description's hash.
+        RunError: as for `read_leaves`.
         ModelError: they are another model's; the message names the leaf.
     """
     leaves = read_leaves(folder, description)
-    params = adapter.checked({leaf.name: leaves[leaf.name] for leaf in description.leaves if leaf.kind == "shared"})
-    if adapter.hash(params) != description.hash:
-        raise RunError(f"{folder / ARRAYS}: the leaves are not those that {DESCRIPTION} has the hash of")
-    return params
+    groups = {
+        kind: {leaf.name: leaves[leaf.name] for leaf in description.leaves if leaf.kind == kind}
+        for kind in ("shared", "local")
+    }
+    return adapter.checked(groups["shared"]), adapter.checked_local(groups["local"], adapter.local)
+
+
+def _hash(shared: Mapping[str, npt.NDArray[Any]]) -> str:
+    """What `Adapter.hash` gives, without the model's code."""
+    layout = Layout.of(shared)
+    digest = hashlib.sha256(bytes.fromhex(layout.hash))
+    for leaf in layout.leaves:
+        digest.update(shared[leaf.name].astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

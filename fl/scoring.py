@@ -14,7 +14,7 @@ from fl.data import SiteData
 from fl.errors import ConfigError, DataError
 from fl.metrics import SiteReport, site_report
 from fl.model import Adapter, Local, Params
-from fl.plugins import import_function
+from fl.plugins import blame, import_function
 from fl.sections import Model
 
 Score: TypeAlias = Callable[[Sequence[Params], Sequence[Local]], SiteReport]
@@ -22,6 +22,10 @@ Kind: TypeAlias = Literal["binary", "classes", "quantity", "own"]
 Array: TypeAlias = npt.NDArray[Any]
 NOT_FINITE = "not_finite"  # among metrics: the names of those that came out as no finite number
 _NOTHING: dict[str, Any] = {"auc": None, "accuracy": None}
+_MEASURES = (*_NOTHING, "rmse", "mae", NOT_FINITE, "positives", "negatives", "auc_site_mean")
+_RUN = ("round", "rounds", "sites", "baselines", "metric", "mode", "dropouts", "seconds", "bytes", "network", "run")
+_PRIVACY = ("epsilon", "epsilon_planned", "epsilon_lifetime", "delta", "private", "insecure_test_seed", "ended")
+_RESERVED = frozenset((*_MEASURES, *_RUN, *_PRIVACY))  # names that mean something in a run's files already
 
 
 def kind_of(model: Model, sites: Mapping[str, SiteData]) -> Kind:
@@ -57,7 +61,8 @@ def scorer(adapter: Adapter, model: Model, test: Mapping[str, SiteData]) -> Scor
         test: Held-out records by site.
 
     Raises:
-        ConfigError: the metrics cannot be imported; later, they are no numbers by name.
+        ConfigError: the metrics cannot be imported; later, they raise anything, or give no numbers by name, or by a name that
+            is taken.
         DataError: as for `kind_of`; later, outputs are not finite.
     """
     kind = kind_of(model, test)
@@ -126,11 +131,17 @@ def _measures(kind: Kind, y: Array, outputs: Array) -> dict[str, float | None]:
 
 def _own(name: str, y: Array, outputs: Array) -> dict[str, Any]:
     """The author's metrics; one that is no finite number becomes None, and its name is listed."""
-    given = import_function("model.metrics", name)(y, outputs) if len(y) else {}
+    function = import_function("model.metrics", name)
+    with blame("model.metrics", name):
+        given = function(y, outputs) if len(y) else {}
     try:
         measured = {str(key): float(value) for key, value in given.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # of whatever object the function gives
         raise ConfigError(f"model.metrics: {name} gives no numbers by name: {error}") from error
+    if taken := sorted(measured.keys() & _RESERVED):
+        raise ConfigError(
+            f'model.metrics: {name} gives "{taken[0]}", a name that a run has a meaning for: take another'
+        )
     lost = sorted(key for key, value in measured.items() if not math.isfinite(value))
     found: dict[str, Any] = {key: None if key in lost else value for key, value in measured.items()}
     return found | ({NOT_FINITE: lost} if lost else {})

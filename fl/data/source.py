@@ -9,17 +9,19 @@ import numpy as np
 from fl.data.loaders import SiteData, table_fingerprint
 from fl.data.population import GeneratedPopulation, Population
 from fl.errors import DataError
-from fl.plugins import import_function
+from fl.plugins import blame, import_function
 
 
 def load_population(name: str, seed: int) -> tuple[Population, dict[str, SiteData]]:
     """Call "package.module:function" with the seed: a population of generated clients, and held-out records by name.
 
     Raises:
-        ConfigError: there is no such function.
+        ConfigError: there is no such function, or it raises anything.
         DataError: it does not give (population, {name: (x, y)}); the message names the function or the part.
     """
-    found = import_function("data.population", name)(seed)
+    function = import_function("data.population", name)
+    with blame("data.population", name):
+        found = function(seed)
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], GeneratedPopulation):
         raise DataError(f"data.population: {name} gives no (GeneratedPopulation, held-out records)")
     return found[0], _by_site("data.population", name, found[1])
@@ -34,10 +36,13 @@ def load_source(name: str, seed: int) -> dict[str, SiteData]:
         seed: The experiment's.
 
     Raises:
-        ConfigError: there is no such function.
+        ConfigError: there is no such function, or it raises anything.
         DataError: it does not give that; the message names the function or the site.
     """
-    return _by_site("data.source", name, import_function("data.source", name)(seed))
+    function = import_function("data.source", name)
+    with blame("data.source", name):
+        found = function(seed)
+    return _by_site("data.source", name, found)
 
 
 def _by_site(key: str, name: str, found: Any) -> dict[str, SiteData]:  # noqa: ANN401 - whatever the function gives

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]  # it ships no types
 
 from fl.errors import ConfigError, ModelError
-from fl.plugins import import_function
+from fl.plugins import blame, import_function
 
 Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -49,7 +49,7 @@ def loss_function(name: str, class_weights: Sequence[float] = ()) -> Loss:
         class_weights: Public factors of a record's loss by its label; empty: 1 for all.
 
     Raises:
-        ConfigError: there is no such loss; the message names the key.
+        ConfigError: there is no such loss, or, when it is called, one of one's own raises anything; the message names the key.
     """
     if name not in LOSSES and ":" not in name:
         raise ConfigError(f'model.loss: "{name}" is none of {", ".join(LOSSES)}, and no "package.module:function"')
@@ -70,9 +70,12 @@ def _own(name: str) -> Loss:
     function = import_function("model.loss", name)
 
     def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
-        losses = jnp.asarray(function(outputs, y))
+        with blame("model.loss", name):
+            losses = jnp.asarray(function(outputs, y))
         if losses.shape != y.shape[:1]:
             raise ModelError(f"model.loss: {name} gives shape {list(losses.shape)} for {len(y)} rows: one loss each")
+        if not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise ModelError(f"model.loss: {name} gives {losses.dtype}, and only floats have a gradient")
         return losses
 
     return loss

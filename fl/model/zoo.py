@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from fl.errors import ConfigError
-from fl.plugins import import_function
+from fl.plugins import blame, import_function
 
 ModelFactory: TypeAlias = Callable[[Any, nnx.Rngs], Any]
 
@@ -43,7 +43,8 @@ def factory(kind: str, hidden: tuple[int, ...] = (), outputs: int = 1) -> ModelF
         outputs: Scores per record, for "logistic" and "mlp".
 
     Raises:
-        ConfigError: there is no such function; the message names the key `model.kind`.
+        ConfigError: there is no such function, or, when it is called, it raises anything; the message names the key
+            `model.kind` and the function.
     """
     if kind == "logistic" and outputs == 1:
         return logistic
@@ -51,4 +52,10 @@ def factory(kind: str, hidden: tuple[int, ...] = (), outputs: int = 1) -> ModelF
         return lambda features, rngs: MLP(features, hidden, rngs, outputs=outputs)
     if ":" not in kind:
         raise ConfigError(f'model.kind: "{kind}" is not "logistic", "mlp" or "package.module:function"')
-    return import_function("model.kind", kind)
+    function = import_function("model.kind", kind)
+
+    def build(features: Any, rngs: nnx.Rngs) -> Any:  # noqa: ANN401 - a number or a shape, and any model
+        with blame("model.kind", kind, f"cannot be built for {features} features"):
+            return function(features, rngs)
+
+    return build

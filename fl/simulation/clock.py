@@ -8,11 +8,32 @@ import numpy as np
 
 from fl.experiment import Experiment
 from fl.rounds import RoundRecord
+from fl.sections import Config
 from fl.simulation.network import Consortium, Exchange, round_time
 from secagg.params import PHASES
 from secagg.sizes import frame_sizes
 
 _MODEL_ENTRY = 4  # bytes of a parameter on its way down
+
+
+def described(config: Config) -> Consortium | None:
+    """The consortium's links and computers, or None where no network is described.
+
+    Raises:
+        ConfigError: a number is out of range; the message names the key.
+    """
+    network = config.network
+    if network is None:
+        return None
+    return Consortium(
+        upload=np.array([network.upload_mbit * 1e6]),
+        download=np.array([network.download_mbit * 1e6]),
+        latency_s=np.array([network.latency_ms * 1e-3]),
+        speed=np.array([network.speed]),
+        straggling=network.straggling,
+        deadline_s=network.deadline_s,
+        seed=config.seed,
+    )
 
 
 def simulated_clock(experiment: Experiment, history: Sequence[RoundRecord]) -> dict[str, Any] | None:
@@ -25,18 +46,9 @@ def simulated_clock(experiment: Experiment, history: Sequence[RoundRecord]) -> d
         experiment: What ran.
         history: Its committed rounds.
     """
-    described, seed = experiment.config.network, experiment.config.seed
-    if described is None:
+    consortium = described(experiment.config)
+    if consortium is None:
         return None
-    consortium = Consortium(
-        upload=np.array([described.upload_mbit * 1e6]),
-        download=np.array([described.download_mbit * 1e6]),
-        latency_s=np.array([described.latency_ms * 1e-3]),
-        speed=np.array([described.speed]),
-        straggling=described.straggling,
-        deadline_s=described.deadline_s,
-        seed=seed,
-    )
     predicted = _predicted(experiment)
     times = [
         round_time(consortium, _exchanges(experiment, record, predicted), _members(record), number=record.round)

@@ -70,7 +70,11 @@ class Beginning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         )
 
     def planned(self) -> Silences:
-        """The planned silences, by round."""
+        """The planned silences, by round.
+
+        Raises:
+            ValueError: a key is no number of a round.
+        """
         return {int(number): silent for number, silent in self.silences.items()}
 
     def require(self, experiment: Experiment) -> None:
@@ -130,11 +134,12 @@ def read_beginning(folder: Path) -> tuple[Beginning, Config]:
     path = folder / "run.json"
     try:
         beginning = msgspec.json.decode(path.read_bytes(), type=Beginning)
+        beginning.planned()
     except FileNotFoundError:
         raise RunError(f"{path}: is not there: {_unbegun(folder)}") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not JSON in UTF-8, not of these fields, or a round that is no number
         raise RunError(f"{path}: {error}") from error
     config = load_config(folder / "config.toml")
     now, then = _flat(msgspec.to_builtins(config)), _flat(beginning.config)

@@ -1,5 +1,7 @@
 """A run in this process, from its first round or its last checkpoint to its report."""
 
+import csv
+import io
 import json
 import logging
 import math
@@ -27,6 +29,7 @@ from fl.rounds import Coordinator, RoundRecord, first_attempt
 from fl.scoring import Score, scorer
 from fl.sections import Config
 from fl.simulation.alone import run_alone
+from fl.simulation.clock import described
 from fl.simulation.consortium import Consortium, party_keys
 from fl.simulation.crowd import Crowd, use_all_cores
 from fl.simulation.folder import begin, discard_keys, held, read_beginning, require_free, signing_keys
@@ -50,7 +53,8 @@ class RunResult:
 
     Attributes:
         history: Its committed rounds.
-        model: The published model, in evaluation mode, with the first site's local leaves where it has such.
+        model: The published model, in evaluation mode, with the first site's local leaves where it has such. Mode "local": by
+            site, and None where a finished run is reported anew, for its folder has no models.
         ledger: Path of the run's ledger, or None without privacy.
         survivors: The sites in each round's sum.
         summary: What result.json holds.
@@ -131,6 +135,7 @@ def run(
     if config.simulation.engine == "cohort":
         use_all_cores()
     experiment = prepare(config, name, silences, insecure_test_seed)
+    score = _tried(experiment)
     folder = Path("runs", f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}") if out is None else out
     require_free(folder)
     with ExitStack() as stack:
@@ -140,7 +145,7 @@ def run(
         require_free(folder)  # another run may have begun here while this one waited for its turn
         stack.enter_context(_resumable(folder))
         begin(folder, experiment)
-        return _Run(experiment, folder, progress).execute(opened, tap)
+        return _Run(experiment, folder, progress, score).execute(opened, tap)
 
 
 def resume(
@@ -178,8 +183,9 @@ def resume(
             use_all_cores()
         experiment = prepare(config, beginning.run, beginning.planned(), beginning.test_seed)
         beginning.require(experiment)
+        score = _tried(experiment)
         opened = open_ledgers(experiment, ledger_folder() if ledgers is None else ledgers, stack)
-        return _Run(experiment, folder, progress).execute(opened, tap)
+        return _Run(experiment, folder, progress, score).execute(opened, tap)
 
 
 @dataclass(frozen=True)
@@ -189,20 +195,23 @@ class _Run:
     experiment: Experiment
     folder: Path
     progress: Progress
+    score: Score
 
     def execute(self, ledgers: Mapping[str, Ledger], tap: Tap | None) -> RunResult:
         experiment, config = self.experiment, self.experiment.config
-        score = scorer(experiment.adapter, config.model, experiment.test)
+        earlier, notes = self._earlier(), experiment.notes
         if config.mode == "local":
-            history, summary, model = run_alone(experiment, self.folder, score, self.progress)
-            self.write_csv()
-            return self._result(history, summary, model, experiment.notes)
+            return self._alone(earlier)
         with ExitStack() as stack:
-            earlier, notes = self._earlier(), experiment.notes
             ledger = self._ledger(stack) if earlier is None else None  # a finished run has no keys to sign with
             checkpoints = Checkpoints(self.folder / "checkpoint")
             stack.callback(checkpoints.close)
             done = checkpoints.newest or 0
+            if earlier is not None and done != config.rounds:
+                raise RunError(
+                    f"{self.folder / 'checkpoint'}: has no checkpoint of round {config.rounds}, and the run is finished: "
+                    "what it came to is left as it is"
+                )
             attempt = first_attempt(ledger, experiment.agreement.run, done)
             keys = signing_keys(self.folder, experiment) if earlier is None else None
             parties: Parties = (
@@ -214,7 +223,7 @@ class _Run:
             if checkpoints.newest is not None:
                 state, local = checkpoints.load(experiment.adapter, state, tuple(parties.local.values()))
                 parties.restore(local)
-            progress = _Course(self, parties, score, checkpoints, self._history(done), state, ledger)
+            progress = _Course(self, parties, self.score, checkpoints, self._history(done), state, ledger)
             if earlier is None:
                 progress.go_on(attempt)
                 earlier = progress.publish(None)
@@ -225,6 +234,20 @@ class _Run:
         discard_keys(self.folder)
         model = experiment.adapter.merge(progress.final, next(iter(parties.local.values()), experiment.algorithm.local))
         return self._result(progress.history, earlier, model, notes)
+
+    def _alone(self, earlier: dict[str, Any] | None) -> RunResult:
+        """Each site by itself; where that is finished, only its report again."""
+        if earlier is None:
+            history, summary, model = run_alone(self.experiment, self.folder, self.score, self.progress)
+            self.write_csv()
+            return self._result(history, summary, model, self.experiment.notes)
+        path, rounds = self.folder / "metrics.jsonl", self.experiment.config.rounds
+        if len(read_lines(path)) != rounds:
+            raise RunError(f"{path}: has not the {rounds} rounds of the finished run; it is left as it is")
+        history = self._history(rounds)
+        self.write_csv()
+        write_report(self.folder)
+        return self._result(history, earlier, None, (*self.experiment.notes, _FINISHED))
 
     def _result(
         self,
@@ -255,15 +278,28 @@ class _Run:
 
     def _history(self, done: int) -> list[RoundRecord]:
         """The committed rounds, once the lines of later ones, which no checkpoint has, are cut off."""
-        evaluations = self.folder / "evaluation.jsonl"
-        cut_lines(evaluations, sum(line["round"] < done for line in read_lines(evaluations)))
-        lines = cut_lines(self.folder / "metrics.jsonl", done)
-        return [RoundRecord(**{key: value for key, value in line.items() if key != FLAG}) for line in lines]
+        evaluations, metrics = self.folder / "evaluation.jsonl", self.folder / "metrics.jsonl"
+        kept = 0
+        for number, line in enumerate(read_lines(evaluations), start=1):
+            if type(line.get("round")) is not int:
+                raise RunError(f"{evaluations}: line {number}: has no round")
+            kept += line["round"] < done
+        read = read_lines(metrics)[:done]
+        history = [_record(metrics, number, line) for number, line in enumerate(read, start=1)]
+        cut_lines(metrics, done)
+        cut_lines(evaluations, kept)
+        return history
 
     def write_csv(self) -> None:
-        """Write metrics.csv: what metrics.jsonl and evaluation.jsonl say, a row a round."""
+        """Write metrics.csv: what metrics.jsonl and evaluation.jsonl say, a row a round, and in each whether it is private."""
         rounds, evaluations = (read_lines(self.folder / name) for name in ("metrics.jsonl", "evaluation.jsonl"))
-        write_file(self.folder / "metrics.csv", metrics_csv(rounds, evaluations))
+        rows = list(csv.reader(io.StringIO(metrics_csv(rounds, evaluations))))
+        private = "true" if self.experiment.agreement.private else "false"
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [*row, private if index else "private"] for index, row in enumerate(rows)
+        )
+        write_file(self.folder / "metrics.csv", text.getvalue())
 
     def _earlier(self) -> dict[str, Any] | None:
         """The result of the whole run, where there is one already."""
@@ -274,7 +310,9 @@ class _Run:
             return None
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read: {error}") from error
-        return found if found.get("ended") is None else None
+        if not isinstance(found, dict) or not {"ended", "private", "rounds"} <= found.keys():
+            raise RunError(f"{path}: is no result of a run")
+        return found if found["ended"] is None else None
 
 
 @dataclass
@@ -302,6 +340,9 @@ class _Course:
         """Run what is left; what ends it early is in the result, with the rounds that were committed."""
         if self.ledger is not None and (self.history or attempt):
             self.parties.witness(self.ledger)  # with other ledgers than those it began with, nothing more is sent
+        evaluations = self.run.folder / "evaluation.jsonl"
+        if self.history and self.state.round - 1 not in {line["round"] for line in read_lines(evaluations)}:
+            self._evaluate(self.state)  # it ended between the checkpoint and this
         for name in ("result.json", "report.html"):  # of an earlier end, which is none any more
             (self.run.folder / name).unlink(missing_ok=True)
         experiment, config = self.run.experiment, self.run.experiment.config
@@ -334,7 +375,7 @@ class _Course:
         if not self.history:
             return
         try:
-            if self.checkpoints.newest != self.state.round:
+            if (self.checkpoints.newest or 0) < self.state.round:
                 self.checkpoints.save(self.state, tuple(self.local.values()))
             self.publish(why)
             self.run.write_csv()
@@ -366,19 +407,23 @@ class _Course:
         write_file(self.run.folder / "result.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         return summary
 
-    def _keep(self, record: RoundRecord, state: ServerState) -> None:
-        config, done, local = self.run.experiment.config, state.round, dict(self.parties.local)
-        last = done == config.rounds
-        if last or done % config.simulation.evaluate_every == 0:
-            pooled = self.score([state.params] * len(self.run.experiment.test), self._of_tested(local))["pooled"]
-            append_line(self.run.folder / "evaluation.jsonl", {"round": record.round, **pooled})
-        if last or done % _every(config) == 0:
+    def _keep(self, _record: RoundRecord, state: ServerState) -> None:
+        config, local = self.run.experiment.config, dict(self.parties.local)
+        if state.round == config.rounds or state.round % _every(config) == 0:
             self.checkpoints.save(state, tuple(local.values()))
         self.local = local
+
+    def _evaluate(self, state: ServerState) -> None:
+        """Score a committed round, where its turn is; what a metric does wrong costs no round, for that is kept already."""
+        config = self.run.experiment.config
+        if state.round == config.rounds or state.round % config.simulation.evaluate_every == 0:
+            pooled = self.score([state.params] * len(self.run.experiment.test), self._of_tested(self.local))["pooled"]
+            append_line(self.run.folder / "evaluation.jsonl", {"round": state.round - 1, **pooled})
 
     def _committed(self, record: RoundRecord, state: ServerState) -> None:
         self.history.append(record)
         self.state = state
+        self._evaluate(state)
         self.run.progress(record)
         if state.round < self.run.experiment.config.rounds:
             self.stop.check()
@@ -391,6 +436,26 @@ class _Course:
     def _baselines(self) -> dict[str, Baseline]:
         experiment = self.run.experiment
         return baselines(experiment, self.score, who_was_there(experiment.train, self.history))
+
+
+def _tried(experiment: Experiment) -> Score:
+    """The score, once the author's metrics were tried on the model as built, and the network that is described was read.
+
+    Both would otherwise first fail when rounds are booked.
+    """
+    algorithm, tested, chosen = experiment.algorithm, len(experiment.test), experiment.config.model
+    score = scorer(experiment.adapter, chosen, experiment.test)
+    if chosen.metrics is not None:
+        score([algorithm.params] * tested, [algorithm.local] * tested)
+    described(experiment.config)
+    return score
+
+
+def _record(path: Path, number: int, line: Mapping[str, Any]) -> RoundRecord:
+    try:
+        return RoundRecord(**{key: value for key, value in line.items() if key != FLAG})
+    except TypeError as error:
+        raise RunError(f"{path}: line {number}: {str(error).removeprefix('RoundRecord.__init__() ')}") from None
 
 
 @contextmanager

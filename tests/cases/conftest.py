@@ -162,32 +162,6 @@ def toy(tables):
     return build
 
 
-@pytest.fixture(scope="session")
-def compiled_folder(tmp_path_factory):
-    """Where compiled programs wait for the next run of the same program."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def compiled_once(compiled_folder):
-    """Every run compiles its functions anew, most of its time; the same program is taken from a folder here."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    settings = {
-        "jax_compilation_cache_dir": str(compiled_folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
-
-
 @pytest.fixture
 def spoil(monkeypatch):
     """`spoil(change)` puts `change(site, update)` in the place of what sites train, and gives their updates as they were, by site."""
@@ -271,3 +245,24 @@ def make_model(monkeypatch):
         monkeypatch.setattr(model, "factory", lambda *_: build)
 
     return put
+
+
+@pytest.fixture(autouse=True)
+def _short_reports(request, monkeypatch):
+    """Charts take longer than a toy run; a test that reads the report of a run asks for `whole_report`."""
+    if "whole_report" in request.fixturenames:
+        return
+    from fl.simulation import alone, runs
+
+    def write(folder):
+        path = Path(folder) / "report.html"
+        path.write_text("a test that reads its report asks for it")
+        return path
+
+    for module in (alone, runs):
+        monkeypatch.setattr(module, "write_report", write)
+
+
+@pytest.fixture
+def whole_report():
+    """The run's report is written as it is for users."""

@@ -32,11 +32,6 @@ SMALL_FLOATS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fast(compiled_once):
-    """One compilation of each program for the whole folder."""
-
-
 class Leaves(nnx.Module):
     """A model of the given Variables; its score for a row is the sum of the row times `w`."""
 

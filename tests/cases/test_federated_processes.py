@@ -32,11 +32,6 @@ from secagg.testing import client_handler, simulate_round
 UPDATE = Block("update", 7, 20, 1000)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fast(compiled_once):
-    """One compilation of each program for the whole folder."""
-
-
 # A site's process: it has its key file, its guard's file and the pinned roster, takes part in one round, and is gone.
 SITE = """
 import json, struct, sys

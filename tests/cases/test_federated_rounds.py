@@ -35,11 +35,6 @@ MODES = ("secure", "ideal", "plain")
 BAD = [np.nan, np.inf, -np.inf]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fast(compiled_once):
-    """One compilation of each program for the whole folder."""
-
-
 def scores(w, factor=1.0):
     """Linear scores x · w, times a factor, as a pure function."""
 

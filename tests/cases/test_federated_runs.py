@@ -26,11 +26,6 @@ from secagg.engines.inprocess import InProcessEngine
 from secagg.params import PHASES
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fast(compiled_once):
-    """One compilation of each program for the whole folder."""
-
-
 class Normed(nnx.Module):
     """With batch statistics, which stay at the sites, and dropout."""
 
@@ -193,7 +188,7 @@ def is_as_if_nothing_had_happened(result, whole, *, private):
 @pytest.mark.case("F9")
 @pytest.mark.parametrize(
     ("kind", "where"),
-    [*(("averaging", where) for where in KILLS), *zip(list(KINDS)[1:], itertools.cycle(SOME), strict=False)],
+    [*(("averaging", where) for where in list(KILLS)[::2]), *zip(list(KINDS)[1:], itertools.cycle(SOME), strict=False)],
 )
 def test_a_killed_server_goes_on(config_of, uninterrupted, tmp_path, *, kind, where):
     """Wherever it was killed, what comes out is bitwise what would have come out: optimiser state and what sites keep included."""

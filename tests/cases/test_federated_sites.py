@@ -23,11 +23,6 @@ from fl.model import Adapter, Functional
 from privacy.codec import FixedPoint
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fast(compiled_once):
-    """One compilation of each program for the whole folder."""
-
-
 def strict(text):
     """JSON as the standard has it: no NaN and no infinity."""
 
@@ -150,13 +145,11 @@ def test_a_run_whose_scores_are_no_numbers(toy, tmp_path, make_model, loss):
 POOR = {"whole": (40, 20), "empty": (0, 0), "single": (1, 1), "sick": (20, 20), "well": (16, 0), "alone": (1, 0)}
 ALGORITHMS = {
     "fedavg": (),
-    "fedavg, parameters": ("algorithm.upload=parameters",),
     "fedprox": ("algorithm.proximal=0.1", "algorithm.local_steps=5", "algorithm.batch_size=4"),
     "fedsgd": ("algorithm={name='fedsgd'}",),
     "scaffold": ("algorithm={name='scaffold', local_steps=3, batch_size=8, learning_rate=0.5}",),
     "classes": ("model.loss=softmax", "model.outputs=2"),
     "weighted classes": ("model.class_weights=[0.5, 2.0]",),
-    "mlp": ("model.kind=mlp", "model.hidden=[3]"),
 }
 
 

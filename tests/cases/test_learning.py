@@ -26,11 +26,6 @@ from secagg.testing import simulate_round
 SITES = ("east", "north", "south", "west")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fast(compiled_once):
-    """One compilation of each program for the whole folder."""
-
-
 @pytest.mark.case("S5")
 def test_a_site_beyond_the_maximum_weight(shell):
     """A site with more rows than the agreed maximum is refused by name before anything is written; its mean is not bent."""

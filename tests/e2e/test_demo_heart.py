@@ -65,11 +65,11 @@ def test_the_model_learns(full):
     assert abs(summary["auc"] - summary["baselines"]["federated"]["auc"]) < 0.05
 
 
-def test_privacy_costs_little_over_five_seeds(tmp_path):
-    """The mean over five seeds that chose no setting: near the same model without privacy, above each hospital alone."""
+def test_privacy_costs_little_over_three_seeds(tmp_path):
+    """The mean over three seeds that chose no setting: near the same model without privacy, above each hospital alone."""
     summaries = [
         run(heart(seed=seed), out=tmp_path / str(seed), ledgers=tmp_path / "ledgers", insecure_test_seed=seed).summary
-        for seed in range(301, 306)  # the test seed fixes the noise: a test that passes by luck fails by luck
+        for seed in range(301, 304)  # the test seed fixes the noise: a test that passes by luck fails by luck
     ]
 
     def mean(*path):

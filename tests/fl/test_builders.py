@@ -1,7 +1,9 @@
+import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from fl.algorithms import Server
 from fl.builders import (
@@ -16,6 +18,7 @@ from fl.builders import (
 from fl.config import build_config
 from fl.data import SiteData
 from fl.errors import ConfigError, DataError, ModelError
+from fl.model import Functional
 from fl.sections import FedSgd
 
 CLIENT = "privacy={epsilon=20.0,delta=1e-4,unit='client',divisor=4,clip=0.5,dropouts=1,colluders=1}"
@@ -188,3 +191,105 @@ def test_floats_have_no_cap():
         algorithm(*many)
     assert algorithm(*many, "secagg.mode=plain").max_rows > 10**9
     assert algorithm("algorithm={name='scaffold',local_epochs=1}", "secagg.mode=plain").max_rows > 10**9
+
+
+def growing(features, rngs):
+    """A function whose state has another shape after each pass."""
+    del rngs
+
+    def apply(params, state, x, *, key, train):
+        del key
+        return x @ params, {"seen": jnp.concatenate([state["seen"], x[:, 0]])} if train else state
+
+    return Functional(jnp.zeros(features), apply, {"seen": jnp.zeros(1)})
+
+
+def sprouting(features, rngs):
+    """A function whose state has a further leaf after a training pass; its key is no leaf."""
+    del rngs
+    state = {"seen": jnp.zeros(()), "key": jax.random.key(0)}
+
+    def apply(params, state, x, *, key, train):
+        del key
+        return x @ params, state | ({"more": x.sum()} if train else {})
+
+    return Functional(jnp.zeros(features), apply, state)
+
+
+def raising(features, rngs):
+    """A function that makes a mistake in a training pass."""
+    del rngs
+
+    def apply(params, state, x, *, key, train):
+        del key
+        return x @ params, state["absent"] if train else state
+
+    return Functional(jnp.zeros(features), apply, {})
+
+
+class Late(linen.Module):
+    """With a variable that only a training pass makes, in a collection that is there already or not."""
+
+    collection: str
+
+    @linen.compact
+    def __call__(self, x, train: bool):
+        """X (batch, features) → (batch, 1)."""
+        self.variable("batch_stats", "mean", jnp.zeros, ())
+        if train:
+            self.variable(self.collection, "late", jnp.zeros, ())
+        return linen.Dense(1)(x)
+
+
+def late(features, rngs):
+    """The collection is there already."""
+    del features, rngs
+    return Late("batch_stats")
+
+
+def later(features, rngs):
+    """The collection is not there."""
+    del features, rngs
+    return Late("other")
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("growing", ModelError, r"leaf state\['seen'\] is float32\[1\], and after a training pass float32\[3\]"),
+        ("sprouting", ModelError, r"leaf state\['more'\] is there only after a training pass"),
+        ("raising", ConfigError, "cannot make a training pass: KeyError: 'absent'"),
+        ("late", ModelError, r"leaf \['batch_stats'\]\['late'\] is there only after a training pass"),
+        ("later", ModelError, "has a variable that only a training pass makes: .*other"),
+    ],
+)
+def test_a_state_that_does_not_stay_is_refused(function, error, message):
+    """Before anything is trained a training pass is tried: what it leaves must be what it found."""
+    chosen, train = config(f"model={{kind='{__name__}:{function}'}}"), {"a": site()}
+    adapter = build_adapter(chosen, example_of(train))
+    with pytest.raises(error, match=message):
+        require_fit(chosen, adapter, train)
+
+
+def bad_loss(outputs, y):
+    """A mistake."""
+    return {}[outputs.shape, y.shape]
+
+
+def whole_loss(outputs, y):
+    """Integers have no gradient."""
+    return (outputs[:, 0] > y).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("bad_loss", ConfigError, r'^model\.loss: ".*:bad_loss" failed: KeyError'),
+        ("whole_loss", ModelError, r"model\.loss: .*:whole_loss gives int32"),
+    ],
+)
+def test_a_loss_that_fails_is_refused(function, error, message):
+    """A loss of one's own is tried before anything is trained."""
+    chosen, train = config(f"model={{loss='{__name__}:{function}'}}"), {"a": site()}
+    with pytest.raises(error, match=message):
+        require_fit(chosen, build_adapter(chosen, example_of(train)), train)

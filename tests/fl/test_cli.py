@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -226,7 +227,16 @@ def test_predict_and_export(fl, toml, toy_folder, tmp_path):
     assert (tmp_path / "scores.csv").read_text() == printed.stdout
     scores = json.loads(fl("predict", out, table, "--json").stdout)["predictions"]
     assert [each["row"] for each in scores] == list(range(1, 31))
-    assert fl("export", out, tmp_path / "out").stdout.strip() == str(tmp_path / "out")
+    assert printed.stderr.startswith("NOT PRIVATE: ")
+    assert printed.stderr.count("\n") == 1
+    exported = fl("export", out, tmp_path / "out")
+    assert exported.stdout.strip() == str(tmp_path / "out")
+    assert exported.stderr == printed.stderr
+    assert [line.split(",")[-1] for line in (out / "metrics.csv").read_text().splitlines()] == [
+        "private",
+        "false",
+        "false",
+    ]
     refused(fl("predict", out, toml), "toy.toml")
     refused(fl("export", out, out), "not an empty folder")
     assert fl("predict", out, table, "--json", "--out", tmp_path / "x").exit_code == 2
@@ -326,3 +336,22 @@ def test_sigterm_is_as_ctrl_c(fl, toml, tmp_path, monkeypatch):
 def test_help_tells_the_exit_codes(fl):
     """What 130 means is in the help."""
     assert "130 stopped" in fl("--help").output
+
+
+def test_functions_beside_the_configuration_are_found(fl, toml, toy_folder, tmp_path, monkeypatch):
+    """A module beside the file is imported when it is run; going on and scoring look in the current folder; nothing stays."""
+    before = list(sys.path)
+    (tmp_path / "beside_the_file.py").write_text("from fl.model import logistic\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out, table = tmp_path / "run", toy_folder / "site_east.csv"
+    result = fl("run", toml, "--out", out, "--set", "model.kind=beside_the_file:logistic")
+    assert result.exit_code == 0, result.output
+    for command in (("resume", out), ("predict", out, table)):
+        sys.modules.pop("beside_the_file")
+        refused(fl(*command), "model.kind", "No module named 'beside_the_file'")
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            assert fl(*command).exit_code == 0
+    assert sys.path == before
+    sys.modules.pop("beside_the_file")

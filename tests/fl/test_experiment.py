@@ -225,7 +225,7 @@ def test_the_adaptive_example_is_prepared():
 def test_everybody_is_one_site(toy):
     """Centralised training has all rows at one site, no plan, no protocol and no promise; what is held out stays by site."""
     federated = prepare(toy(private=True), "a")
-    experiment = prepare(toy("mode=centralized", "simulation={drop_rate=0.5,secure_only=['north']}", private=True), "a")
+    experiment = prepare(toy("mode=centralized", "simulation.drop_rate=0.5", private=True), "a")
     assert list(experiment.train) == ["everybody"]
     assert experiment.agreement.sites == {0: "everybody"}
     assert (experiment.agreement.plan, experiment.agreement.private, experiment.agreement.secure) == (

@@ -115,9 +115,19 @@ def test_what_a_site_keeps_is_used_where_it_is_asked_for(toy, toy_folder, tmp_pa
         predict(folder, table, site="nowhere")
     north, south = (predict(folder, table, site=name).scores for name in ("north", "south"))
     assert not np.array_equal(north, south)
-    out = export(folder, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"\['norm'\]\['mean'\]\): say whose are used"):
+        export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    out = export(folder, tmp_path / "out", site="north")
+    assert np.array_equal(predict(out, table).scores, north)
+    with pytest.raises(ConfigError, match="has the leaves of site 'north' and no other"):
+        predict(out, table, site="south")
+    (folder / "run.json").write_text('{"data": 5}')
+    with pytest.raises(RunError, match=r"run\.json: "):
+        predict(folder, table, site="north")
+    (folder / "run.json").unlink()
     with pytest.raises(RunError, match="only a run folder has"):
-        predict(out, table, site="north")
+        predict(folder, table, site="north")
 
 
 def test_a_score_that_is_not_finite_is_nothing():
@@ -125,3 +135,18 @@ def test_a_score_that_is_not_finite_is_nothing():
     found = Predictions((1, 2), np.array([[0.5, np.nan], [np.inf, 0.25]], np.float32))
     assert found.to_csv() == "row,score_0,score_1\n1,0.5,\n2,,0.25\n"
     assert json.loads(json.dumps(found.to_list(), allow_nan=False))[0] == {"row": 1, "score_0": 0.5, "score_1": None}
+
+
+def test_files_that_were_changed_are_named(finished, toy_folder, tmp_path):
+    """Another model's arrays are not exported, and a configuration that is none is the description's fault."""
+    out = export(finished.folder, tmp_path / "out")
+    with np.load(out / "model.npz") as file:
+        changed = {name: file[name] + 1 for name in file.files}
+    np.savez(out / "model.npz", **changed)
+    with pytest.raises(RunError, match=r"model\.npz: .* has the hash of"):
+        export(out, tmp_path / "again")
+    told = json.loads((out / "model.json").read_text())
+    told["config"]["model"]["kind"] = 5
+    (out / "model.json").write_text(json.dumps(told))
+    with pytest.raises(RunError, match=r"model\.json: config: model\.kind: expected `str`"):
+        predict(out, toy_folder / "site_east.csv")

@@ -42,7 +42,9 @@ def test_every_leaf_comes_back_bitwise(written):
     for name, value in {**adapter.frozen, **adapter.local, **params}.items():
         assert leaves[name].dtype == value.dtype
         assert leaves[name].tobytes() == np.asarray(value).tobytes()
-    assert adapter.hash(read_params(folder, description, adapter)) == description.hash
+    shared, local = read_params(folder, description, adapter)
+    assert adapter.hash(shared) == description.hash
+    assert local.keys() == adapter.local.keys()
     kinds = {leaf.name: leaf.kind for leaf in description.leaves}
     assert set(kinds.values()) == {"shared", "local", "frozen"}
 
@@ -71,14 +73,14 @@ def test_the_same_model_gives_the_same_bytes(written, toy, tmp_path):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
 
 
-def test_what_does_not_fit_is_refused_by_name(written):
+def test_what_does_not_fit_is_refused_by_name(written, toy):
     """No model, a leaf that is missing, values of another model, and a file that is none."""
     folder, adapter, params = written
     description = read_description(folder)
     other = dataclasses.replace(adapter)
     moved = {name: value * 2 for name, value in params.items()}
     whole = (folder / "model.npz").read_bytes()
-    write_model(folder, other, moved, config=None, table=None, rounds=7, private=False)
+    write_model(folder, other, moved, config=toy(), table=None, rounds=7, private=False)
     with pytest.raises(RunError, match="has the hash of"):
         read_params(folder, description, adapter)
     with zipfile.ZipFile(folder / "model.npz", "w") as file:
@@ -94,3 +96,21 @@ def test_what_does_not_fit_is_refused_by_name(written):
     (folder / "model.json").unlink()
     with pytest.raises(RunError, match="has published no model yet"):
         read_description(folder)
+
+
+def test_where_the_records_lay_is_not_told(written, toy_folder):
+    """A model that is given away says nothing of the computer that it was trained on."""
+    text = (written[0] / "model.json").read_text()
+    assert "data" not in json.loads(text)["config"]
+    assert str(toy_folder) not in text
+
+
+@pytest.mark.parametrize("dtype", ["junk", "float64"])
+def test_a_dtype_that_was_changed_is_named(written, dtype):
+    """One that there is not, and one that does not fit the bits: the file and the leaf."""
+    folder = written[0]
+    told = json.loads((folder / "model.json").read_text())
+    told["leaves"] = [leaf | ({"dtype": dtype} if leaf["name"] == "['half']" else {}) for leaf in told["leaves"]]
+    (folder / "model.json").write_text(json.dumps(told))
+    with pytest.raises(RunError, match=r"model\.json: leaf \['half'\]"):
+        read_leaves(folder, read_description(folder))

@@ -179,3 +179,24 @@ def test_scoring_changes_no_statistics():
     sites = {"a": site("a", rng.normal(size=(40, 2)), rng.integers(0, 2, 40).astype(np.int32))}
     first = score(adapter, Model(), sites)
     assert first == score(adapter, Model(), {"a": dataclasses.replace(sites["a"])})
+
+
+def failing(y, outputs):
+    """A mistake."""
+    return {"x": y[len(outputs)]}
+
+
+def taken(y, outputs):
+    """A name that a line of metrics has already."""
+    del y, outputs
+    return {"f1": 1.0, "round": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"), [("failing", "failed: IndexError"), ("taken", 'gives "round", a name that a run has')]
+)
+def test_metrics_that_fail_or_take_a_name_are_refused(function, message):
+    """What the author's function raises, and a name with a meaning of its own, are the configuration's fault."""
+    sites = {"a": site("a", [[1, 0]], np.int32([0]))}
+    with pytest.raises(ConfigError, match=rf"model\.metrics: .*:{function}\"? {message}"):
+        score(passing(outputs=2), Model(loss="own:loss", metrics=f"{__name__}:{function}"), sites)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fl.data import load_source
+from fl.data import load_population, load_source
 from fl.errors import ConfigError, DataError
 
 GIVEN = {}
@@ -72,3 +72,16 @@ def test_a_source_that_is_not_there_is_a_configurations_fault():
     """A name that cannot be imported is refused by its key."""
     with pytest.raises(ConfigError, match=r'^data\.source: "absent:f" cannot be imported'):
         load_source("absent:f", 0)
+
+
+def failing(seed):
+    """A mistake of its own."""
+    return {}[seed]
+
+
+@pytest.mark.parametrize(("load", "key"), [(load_source, "data.source"), (load_population, "data.population")])
+def test_a_mistake_in_a_function_is_the_keys(load, key):
+    """Whatever a function of one's own raises is a refusal with the key and its name, and the error stays its cause."""
+    with pytest.raises(ConfigError, match=rf'^{key}: ".*:failing" failed: KeyError: 7') as refused:
+        load(f"{__name__}:failing", 7)
+    assert isinstance(refused.value.__cause__, KeyError)

@@ -77,3 +77,27 @@ def test_it_has_no_one_model_to_predict_with(finished, toy_folder):
     """There is a model for each site and none that is published: the refusal says so."""
     with pytest.raises(RunError, match=r'mode "local" .* each site'):
         predict(finished.folder, toy_folder / "site_north.csv")
+
+
+def test_a_finished_run_is_reported_and_not_trained_again(toy, tmp_path):
+    """Taken up once more it writes its report anew; its lines and its result stay byte for byte."""
+    first = run(toy("mode='local'", rounds=3), out=tmp_path / "run")
+    names = ("metrics.jsonl", "evaluation.jsonl", "result.json")
+    before = (
+        {name: (tmp_path / "run" / name).stat().st_ino for name in ("result.json",)},
+        [(tmp_path / "run" / name).read_bytes() for name in names],
+    )
+    (tmp_path / "run" / "report.html").unlink()
+    again = resume(tmp_path / "run", progress=lambda _: pytest.fail("a round"))
+    after = (
+        {name: (tmp_path / "run" / name).stat().st_ino for name in ("result.json",)},
+        [(tmp_path / "run" / name).read_bytes() for name in names],
+    )
+    assert before == after
+    assert (again.history, again.summary, again.model) == (first.history, first.summary, None)
+    assert "finished already" in again.notes[-1]
+    assert (tmp_path / "run" / "report.html").exists()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(RunError, match=r"metrics\.jsonl: has not the 3 rounds"):
+        resume(tmp_path / "run")
+    assert (tmp_path / "run" / "evaluation.jsonl").read_bytes() == before[1][1]

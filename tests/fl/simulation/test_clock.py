@@ -1,6 +1,8 @@
+import msgspec
 import pytest
 
 from fl import run
+from fl.errors import ConfigError
 from fl.experiment import prepare
 from fl.simulation.clock import simulated_clock
 from secagg.sizes import frame_sizes
@@ -44,3 +46,12 @@ def test_a_slow_link_takes_longer(toy, tmp_path):
     )
     moving = (simulated_clock(slow, result.history)["seconds"] - 1) / (result.summary["network"]["seconds"] - 1)
     assert moving == pytest.approx(10, rel=0.01)
+
+
+def test_a_link_beyond_numbers_is_refused_before_anything_is_written(toy, tmp_path):
+    """The description is read before the first round: the key is named, and there is no folder."""
+    config = toy(*NETWORK, mode="plain")
+    wide = msgspec.structs.replace(config, network=msgspec.structs.replace(config.network, download_mbit=1e308))
+    with pytest.raises(ConfigError, match=r"^network\.download: positive and finite"):
+        run(wide, out=tmp_path / "run", ledgers=tmp_path)
+    assert not (tmp_path / "run").exists()

@@ -65,7 +65,7 @@ def clips(values):
     return st.sampled_from([*near, 1.0, 0.3, 1e-3, 1e6])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_the_grid_codec_on_the_device_gives_the_same_integers(data):
     """Any finite vector at any clip norm and grid is encoded bit for bit as NumPy encodes it."""
@@ -77,7 +77,7 @@ def test_the_grid_codec_on_the_device_gives_the_same_integers(data):
     np.testing.assert_array_equal(integers, GridCodec(clip, grid, len(values)).encode_update(values))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_adaptive_codec_on_the_device_gives_the_same_integers_and_bit(data):
     """For any floating type, and the bit too, also where the norm is the clip norm but for a rounding."""
@@ -90,7 +90,7 @@ def test_the_adaptive_codec_on_the_device_gives_the_same_integers_and_bit(data):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data(), st.sampled_from([(8.0, 20), (64.0, 32), (0.1, 30), (1000.5, 0), (2.0**-20, 61)]))
 def test_fixed_point_on_the_device_gives_the_same_integers_or_the_flag(data, numbers):
     """Bit for bit NumPy's integers where it encodes, and the flag with zeros exactly where it refuses."""

@@ -247,17 +247,22 @@ def booked(folder):
     ("where", "number", "seed"),
     [
         ("a frame", 30, 1),
-        ("the first head", 0, 1),
-        ("the run reserved", 1, 1),
         ("a site reserved", 2, None),
         ("the run committed", 2, 1),
-        ("the run committed", 2, None),
-        ("the line of metrics", ROUNDS - 1, 1),
         ("in Orbax", 2, 1),
         ("the checkpoint", ROUNDS - 1, None),
-        ("before result.json", 0, 1),
-        ("before the keys go", 0, None),
         ("while the keys go", 0, None),
+        *(
+            pytest.param(*point, marks=pytest.mark.sweep)
+            for point in (
+                ("the first head", 0, 1),
+                ("the run reserved", 1, 1),
+                ("the run committed", 2, None),
+                ("the line of metrics", ROUNDS - 1, 1),
+                ("before result.json", 0, 1),
+                ("before the keys go", 0, None),
+            )
+        ),
     ],
 )
 def test_a_killed_run_goes_on(kill, whole, tmp_path, *, where, number, seed):

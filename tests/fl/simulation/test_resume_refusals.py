@@ -1,7 +1,9 @@
 """What a run folder is refused for, and what the refusal says can be done."""
 
 import fcntl
+import json
 import os
+import shutil
 import signal
 import threading
 
@@ -125,3 +127,68 @@ def test_other_ledgers_are_refused_before_anything_is_sent(toy, tmp_path):
     assert len(read_entries(folder / "ledger.jsonl")) == entries
     assert [len(read_entries(path)) for path in (tmp_path / "other").glob("*.jsonl")] == [0] * 4
     assert resume(folder, ledgers=ledgers).summary["rounds"] == 2
+
+
+def test_a_finished_run_without_its_checkpoint_keeps_its_files(toy, tmp_path):
+    """A folder without its checkpoints, as after tidying up: they are named, and nothing of the run is cut or replaced."""
+    folder = tmp_path / "run"
+    run(toy(mode="plain"), out=folder)
+    shutil.rmtree(folder / "checkpoint")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(RunError, match=r"checkpoint: has no checkpoint of round 2, and the run is finished"):
+        resume(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "culprit"),
+    [
+        ("result.json", "[]", r"result\.json: is no result of a run"),
+        ("metrics.jsonl", '{"round": 0, "extra": 1}\n' * 2, r"metrics\.jsonl: line 1: .*'extra'"),
+        ("metrics.jsonl", '{"round": 0}\n' * 2, r"metrics\.jsonl: line 1: missing"),
+        ("evaluation.jsonl", '{"auc": 0}\n', r"evaluation\.jsonl: line 1: has no round"),
+        ("run.json", None, r"run\.json: .*'abc'"),
+    ],
+)
+def test_a_file_that_was_changed_is_named(toy, tmp_path, name, text, culprit):
+    """What is not what a run writes is refused by its file, and is left as it is."""
+    folder = tmp_path / "run"
+    run(toy(mode="plain"), out=folder)
+    if text is None:
+        text = json.dumps(json.loads((folder / name).read_text()) | {"silences": {"abc": {}}})
+    (folder / name).write_text(text)
+    with pytest.raises(RunError, match=culprit):
+        resume(folder)
+    assert (folder / name).read_text() == text
+
+
+def broken(y, _outputs):
+    """Metrics that fail at once."""
+    return {"f1": y["absent"]}
+
+
+def later(y, _outputs):
+    """Metrics that fail after some calls, as on outputs that are not what their author thought of."""
+    later.calls -= 1
+    if not later.calls:
+        raise ZeroDivisionError
+    return {"rows": len(y)}
+
+
+def test_metrics_that_fail_cost_no_budget(toy, tmp_path):
+    """Tried before anything is written; where they fail later, the round is kept, and going on scores it without a new one."""
+    ledgers, folder = tmp_path / "ledgers", tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"model\.metrics: .*:broken"):
+        run(toy(f"model.metrics={__name__}:broken", private=True), out=folder, ledgers=ledgers)
+    assert not folder.exists()
+    later.calls = 5 + 1  # four sites and all together, when it is tried
+    with pytest.raises(ConfigError, match="ZeroDivisionError") as refused:
+        run(toy(f"model.metrics={__name__}:later", private=True), out=folder, ledgers=ledgers)
+    assert "1 of 2 rounds are committed; go on with" in refused.value.__notes__[0]
+    later.calls = -1
+    assert resume(folder, ledgers=ledgers).summary["rounds"] == 2
+    made = [(e.round, e.attempt) for e in read_entries(folder / "ledger.jsonl") if e.kind == "reserve"]
+    assert made == [(0, 0), (1, 0)]
+    evaluated = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in evaluated] == [0, 1]
+    assert all(line["rows"] for line in evaluated)

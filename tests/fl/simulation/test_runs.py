@@ -127,6 +127,7 @@ def test_a_sites_lifetime_budget_ends_the_run_before_anything_leaves(toy, tmp_pa
     assert not [line for line in booked if '"kind":"reserve"' in line]
 
 
+@pytest.mark.usefixtures("whole_report")
 def test_a_data_set_that_a_test_seed_touched_has_no_lifetime_bound(toy, tmp_path):
     """A private run after one under a test seed reports no bound over all runs, and its own epsilon as ever."""
     ledgers = tmp_path / "ledgers"
@@ -167,6 +168,7 @@ def test_persons_at_two_sites_are_booked_at_twice_the_steps(toy, toy_folder, tmp
     assert min(again.summary["epsilon_lifetime"].values()) > 1.2 * expected
 
 
+@pytest.mark.usefixtures("whole_report")
 def test_an_adaptive_run_keeps_to_its_plan_and_draws_its_clip_norms(toy, tmp_path):
     """Bit and update are one release: epsilon is that of the plan's noise, and the report shows C over the rounds."""
     result = run(toy(private=True, adaptive=True), out=tmp_path / "run", ledgers=tmp_path / "ledgers", silences={})
