@@ -61,7 +61,7 @@ class Server:
         if gradient is not None:
             params, opt_state = self._step(self.adapter.unravel(gradient), state)
         total, count = state.iterate_sum, state.iterates
-        if state.round >= self.rounds // 2:
+        if self.average == "last_half" and state.round >= self.rounds // 2:
             total, count = total + self.adapter.ravel(params), count + 1
         return replace(
             state,

@@ -141,17 +141,21 @@ class Adapter:
         Raises:
             ModelError: the vector is not floating, or not of shape (d,).
         """
+        params = {name: jnp.asarray(value) for name, value in self.split(vector).items()}
+        self.schema.require(Schema.of(params))
+        return params
+
+    def split(self, vector: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """`unravel` in NumPy: what goes to several devices need not go to one of them first."""
         d = self.schema.dimension
         if vector.shape != (d,) or not jnp.issubdtype(vector.dtype, jnp.floating):
             raise ModelError(f"the model is a float vector of shape ({d},), not {vector.dtype}{list(vector.shape)}")
         ends = np.cumsum([leaf.size for leaf in self.schema.leaves])
         with np.errstate(over="ignore"):  # a value beyond a small dtype becomes infinite, and `require_finite` names it
-            params = {
-                leaf.name: jnp.asarray(piece.astype(leaf.dtype).reshape(leaf.shape))
+            return {
+                leaf.name: piece.astype(leaf.dtype).reshape(leaf.shape)
                 for leaf, piece in zip(self.schema.leaves, np.split(vector, ends[:-1]), strict=True)
             }
-        self.schema.require(Schema.of(params))
-        return params
 
     def require_finite(self, params: Params) -> None:
         """Check every entry.

@@ -149,7 +149,7 @@ class CohortAggregator:
         clip = announcement.clip
         if clip is None:
             clip = self.agreement.plan.clip if self.agreement.plan is not None else 1.0
-        task = Task(self.adapter.unravel(announcement.model), told, announcement.round, clip)
+        task = Task(self.adapter.split(announcement.model), told, announcement.round, clip)
         passes = self.cohort.passes(task, ids, {name: leaf[ids] for name, leaf in self.local.items()})
         self._open = (key, ids, passes)
         return passes

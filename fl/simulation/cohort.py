@@ -21,7 +21,7 @@ from fl.algorithms import Algorithm, ClippedEncoding, LocalResult, WeightedEncod
 from fl.data import Arrays
 from fl.data.population import Ids, Population
 from fl.errors import ConfigError, DataError, ModelError
-from fl.model import Leaves, Params
+from fl.model import Leaves
 from fl.simulation import device
 
 Sums: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -89,7 +89,7 @@ class Task:
         clip: The round's clip norm; not read where nothing is clipped.
     """
 
-    params: Params
+    params: Mapping[str, Any]
     told: Mapping[str, jax.Array]
     number: int
     clip: float = 1.0
