@@ -20,7 +20,7 @@ from secagg.errors import BelowThresholdError, SecaggError
 from secagg.identity import Roster, ServerIdentity
 from secagg.params import PHASES, RoundParams
 from secagg.protocols.pairwise.mask import check_inputs
-from secagg.session import run_round
+from secagg.session import RoundOutcome, run_round
 
 Silences = Mapping[int, str]
 Participants = Callable[[Announcement], Mapping[int, Participation]]
@@ -56,6 +56,21 @@ class Aggregate:
     bytes_down: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     transcript: str = ""
     refused: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, outcome: RoundOutcome, algorithm: Algorithm, clip: float | None) -> "Aggregate":
+        """What a round of the protocol gave, decoded with the clip norm that it was announced with."""
+        return cls(
+            mean=algorithm.decode(outcome.sums, clip),
+            survivors=outcome.survivors,
+            dropped=outcome.dropped,
+            sums=outcome.sums,
+            seconds=outcome.seconds,
+            bytes_up=outcome.bytes_up,
+            bytes_down=outcome.bytes_down,
+            transcript=outcome.transcript.hex(),
+            refused=outcome.rejected,
+        )
 
 
 class Aggregator(Protocol):
@@ -100,17 +115,7 @@ class Secure:
             outcome = run_round(engine, params, self.identity, self.roster)
         finally:
             engine.close()
-        return Aggregate(
-            mean=self.algorithm.decode(outcome.sums, announcement.clip),
-            survivors=outcome.survivors,
-            dropped=outcome.dropped,
-            sums=outcome.sums,
-            seconds=outcome.seconds,
-            bytes_up=outcome.bytes_up,
-            bytes_down=outcome.bytes_down,
-            transcript=outcome.transcript.hex(),
-            refused=outcome.rejected,
-        )
+        return Aggregate.of(outcome, self.algorithm, announcement.clip)
 
 
 @dataclass(frozen=True)

@@ -125,22 +125,28 @@ def site_report(
     )
 
 
-def metrics_csv(rounds: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> str:
+def metrics_csv(
+    rounds: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], *, private: bool | None = None
+) -> str:
     """A run's metrics as a table for a spreadsheet: a row for each round, in the same few columns however many sites there are.
 
     `survivors` and `dropped` are counts; `seconds`, `bytes_up` and `bytes_down` are sums over phases; epsilon has a column for
-    each route; the evaluation's columns begin with `test.`. What is None, or was not evaluated, is an empty cell.
+    each route; the evaluation's columns begin with `test.`; `private` is the last. What is None, or was not evaluated, is an
+    empty cell.
 
     Args:
         rounds: The lines of metrics.jsonl.
         evaluations: Those of evaluation.jsonl.
+        private: Whether the run's privacy promise holds; None: no such column.
     """
     tested = {line["round"]: line for line in evaluations}
     rows = [_row(line, tested.get(line["round"], {})) for line in rounds]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    said = {} if private is None else {"private": "true" if private else "false"}
+    names = [*dict.fromkeys(key for row in rows for key in row), *said]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(row | said for row in rows)
     return text.getvalue()
 
 

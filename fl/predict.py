@@ -19,6 +19,7 @@ from fl.data.loaders import load_records
 from fl.errors import ConfigError, RunError
 from fl.model import Adapter, Local, Params
 from fl.published import DESCRIPTION, Description, read_description, read_leaves, read_params, write_copy
+from fl.scoring import probabilities
 from fl.sections import Config
 
 _ANY_DATA = {"data": {"bundled": "heart"}}  # a configuration has some; what a model is made from does not depend on it
@@ -188,12 +189,5 @@ def _scores(
     if not len(records):
         return np.zeros(0, np.float32)
     outputs = adapter.forward(params, local, jnp.asarray(records), key=jax.random.key(0), train=False)[0]
-    outputs = outputs.reshape(len(records), -1).astype(jnp.float32)
-    if config.model.loss == "logistic":
-        outputs = jax.nn.sigmoid(outputs)
-    elif config.model.loss == "squared":
-        outputs = jnp.clip(outputs, 0, 1)
-    elif config.model.loss == "softmax":
-        outputs = jax.nn.softmax(outputs)
-    scores = np.asarray(outputs)
+    scores = np.asarray(probabilities(config.model.loss, outputs.reshape(len(records), -1).astype(jnp.float32)))
     return scores[:, 0] if scores.shape[1] == 1 else scores

@@ -4,7 +4,6 @@ No pickle, and nothing of this package is needed to read them. NumPy has no bflo
 unsigned integers of its bits, and says so.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -187,10 +186,8 @@ def read_leaves(folder: Path, description: Description) -> dict[str, npt.NDArray
             leaves[leaf.name] = array.view(jnp.dtype(leaf.dtype))
         except (TypeError, ValueError) as error:
             raise RunError(f"{folder / DESCRIPTION}: leaf {leaf.name}: dtype {leaf.dtype!r}: {error}") from error
-    if (
-        _hash({leaf.name: leaves[leaf.name] for leaf in description.leaves if leaf.kind == "shared"})
-        != description.hash
-    ):
+    shared = {leaf.name: leaves[leaf.name] for leaf in description.leaves if leaf.kind == "shared"}
+    if Layout.of(shared).content_hash(shared) != description.hash:
         raise RunError(f"{path}: the leaves are not those that {DESCRIPTION} has the hash of")
     return leaves
 
@@ -208,15 +205,6 @@ def read_params(folder: Path, description: Description, adapter: Adapter) -> tup
         for kind in ("shared", "local")
     }
     return adapter.checked(groups["shared"]), adapter.checked_local(groups["local"], adapter.local)
-
-
-def _hash(shared: Mapping[str, npt.NDArray[Any]]) -> str:
-    """What `Adapter.hash` gives, without the model's code."""
-    layout = Layout.of(shared)
-    digest = hashlib.sha256(bytes.fromhex(layout.hash))
-    for leaf in layout.leaves:
-        digest.update(shared[leaf.name].astype("<f8").tobytes())
-    return digest.hexdigest()
 
 
 def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

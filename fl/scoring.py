@@ -28,6 +28,15 @@ _PRIVACY = ("epsilon", "epsilon_planned", "epsilon_lifetime", "delta", "private"
 _RESERVED = frozenset((*_MEASURES, *_RUN, *_PRIVACY))  # names that mean something in a run's files already
 
 
+def probabilities(loss: str, outputs: jax.Array) -> jax.Array:
+    """What a model's outputs say, by its loss: of a positive label, of the classes, or the outputs where that is its author's."""
+    if loss == "logistic":
+        return jax.nn.sigmoid(outputs)
+    if loss == "squared":
+        return jnp.clip(outputs, 0, 1)
+    return jax.nn.softmax(outputs) if loss == "softmax" else outputs
+
+
 def kind_of(model: Model, sites: Mapping[str, SiteData]) -> Kind:
     """What is predicted: one of two classes, one of several, a quantity, or what the author's own metrics say.
 
@@ -76,8 +85,7 @@ def scorer(adapter: Adapter, model: Model, test: Mapping[str, SiteData]) -> Scor
     def predict(params: Params, local: Local, x: jax.Array) -> jax.Array:
         outputs = adapter.forward(params, local, x, key=jax.random.key(0), train=False)[0]
         if kind == "binary":
-            outputs = outputs.reshape(-1)
-            outputs = jax.nn.sigmoid(outputs) if model.loss == "logistic" else jnp.clip(outputs, 0, 1)
+            outputs = probabilities(model.loss, outputs.reshape(-1))
         return outputs.astype(jnp.float32)
 
     def report(params: Sequence[Params], local: Sequence[Local]) -> SiteReport:

@@ -142,6 +142,39 @@ class Announcement:
     broadcast: Mapping[str, Vector] = field(default_factory=dict)
 
 
+def noise_source(agreement: Agreement) -> NoiseSource | None:
+    """A source of noise for a plan: the system's, or that of the test seed where there is one; None without a plan."""
+    if agreement.plan is None:
+        return None
+    return NoiseSource() if agreement.test_seed is None else NoiseSource.insecure_test(agreement.test_seed)
+
+
+def stream_of(agreement: Agreement, announcement: Announcement, site: int) -> dict[str, Any]:
+    """What tells a site's secret streams of an attempt apart from all others."""
+    run = agreement.run if agreement.test_seed is None else "test"
+    return {"run": run, "round": announcement.round, "attempt": announcement.attempt, "site": site}
+
+
+def with_noise(
+    values: Contribution, noise: NoiseSource | None, agreement: Agreement, announcement: Announcement, site: int
+) -> Contribution:
+    """A site's integers with its share of the plan's noise; as they are without a plan."""
+    plan = agreement.plan
+    if plan is None or noise is None:
+        return values
+    stream = stream_of(agreement, announcement, site)
+    return {
+        name: value + noise.share(plan.sigma_local, len(value), purpose=name, **stream)
+        for name, value in values.items()
+    }
+
+
+def is_first(announcement: Announcement, begun: tuple[int, int]) -> bool:
+    """Whether this is the first attempt at its round of a process that began with (round, attempt)."""
+    number, attempt = begun
+    return announcement.attempt == (attempt if announcement.round == number else 0)
+
+
 def require_capacity(rows: SiteData, algorithm: Algorithm) -> None:
     """Check a site's rows against the public cap, since rows over it would have to be cut silently.
 
@@ -293,12 +326,7 @@ class Site:
         plan, noise, present = self.agreement.plan, self.noise, self.records.present
         if plan is None or noise is None or plan.sample_rate == 1:
             return present
-        return present & noise.coins(plan.sample_rate, len(present), **self._labels(announcement))
-
-    def _labels(self, announcement: Announcement) -> dict[str, Any]:
-        """What tells the site's secret streams of an attempt apart from all others."""
-        run = self.agreement.run if self.agreement.test_seed is None else "test"
-        return {"run": run, "round": announcement.round, "attempt": announcement.attempt, "site": self.id}
+        return present & noise.coins(plan.sample_rate, len(present), **stream_of(self.agreement, announcement, self.id))
 
     def contribution(self, announcement: Announcement) -> tuple[Contribution, Local]:
         """Train, encode, and add this site's noise: the integers that leave, and the local state after training.
@@ -308,13 +336,7 @@ class Site:
         """
         update, local = self.train(announcement)
         values = self.algorithm.encode(update, announcement.clip)
-        plan, noise = self.agreement.plan, self.noise
-        if plan is None or noise is None:
-            return values, local
-        return {
-            name: value + noise.share(plan.sigma_local, len(value), purpose=name, **self._labels(announcement))
-            for name, value in values.items()
-        }, local
+        return with_noise(values, self.noise, self.agreement, announcement, self.id), local
 
 
 _USED_UP = PolicyError("budget", "the budget of this site's own data set does not allow another release")

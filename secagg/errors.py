@@ -38,6 +38,18 @@ class SpoolError(LocalError):
     """A masked vector that could not be kept or read back; the message has the folder, the client and the reason."""
 
 
+class StoppedError(LocalError):
+    """An error on the server's own side that ended a round; `__cause__` is that error.
+
+    Attributes:
+        rejected: Why clients were missing by then, by client id: what was found about them is not lost with the round.
+    """
+
+    def __init__(self, message: str, rejected: Mapping[int, SecaggError] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.rejected = dict(rejected)
+
+
 class SignerError(LocalError):
     """A key outside this process that failed, or gave something that is not its own signature."""
 

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from secagg.errors import (
     PeerFault,
     RoundError,
     SecaggError,
+    StoppedError,
     UnexpectedFrameError,
 )
 from secagg.identity import Roster, ServerIdentity
@@ -41,18 +41,6 @@ class Fault:
 
     def __repr__(self) -> str:
         return f"Fault(parties={self.parties}, message={self.message!r}, evidence={sorted(self.evidence)})"
-
-
-class StoppedError(LocalError):
-    """An error on the server's own side that ended a round; `__cause__` is that error.
-
-    Attributes:
-        rejected: Why clients were missing by then, by client id: what was found about them is not lost with the round.
-    """
-
-    def __init__(self, message: str, rejected: Mapping[int, SecaggError] = MappingProxyType({})) -> None:
-        super().__init__(message)
-        self.rejected = dict(rejected)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -340,3 +341,27 @@ def by_hand():
     yield build
     for each in rounds:
         each.check_what_left()
+
+
+MANY_RUNS = [Path(__file__).parent / folder for folder in ("cases", "fl/simulation")]
+
+
+@pytest.fixture(autouse=True)
+def _short_reports(request, monkeypatch):
+    """Where tests make many runs, charts take longer than those; a test that reads a run's report asks for `whole_report`."""
+    if "whole_report" in request.fixturenames or request.path.parent not in MANY_RUNS:
+        return
+    from fl.simulation import alone, runs
+
+    def write(folder):
+        path = Path(folder) / "report.html"
+        path.write_text("a test that reads its report asks for it")
+        return path
+
+    for module in (alone, runs):
+        monkeypatch.setattr(module, "write_report", write)
+
+
+@pytest.fixture
+def whole_report():
+    """The run's report is written as it is for users."""

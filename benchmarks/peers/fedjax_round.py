@@ -7,26 +7,11 @@ not shuffled: all that are compared then take the same steps, and FedJAX is spar
 
 import argparse
 import importlib.metadata
-import json
 import os
-import statistics
 import time
 from typing import Any
 
-import numpy as np
-
-CLIENTS, EXAMPLES, FEATURES, HIDDEN, CLASSES, BATCH, RATE = 100, 20, 784, 128, 10, 10, 0.1
-
-
-def task() -> tuple[Any, Any, list[Any]]:
-    """Features (clients, examples, 784) float32, labels (clients, examples) int64, and the first parameters: w1, b1, w2, b2."""
-    rng = np.random.default_rng(0)
-    x, y = rng.random((CLIENTS, EXAMPLES, FEATURES), np.float32), rng.integers(0, CLASSES, (CLIENTS, EXAMPLES))
-    params: list[Any] = []
-    for rows, columns in ((FEATURES, HIDDEN), (HIDDEN, CLASSES)):
-        weight = rng.standard_normal((rows, columns), np.float32) * np.float32(np.sqrt(2 / rows))
-        params += [weight, np.zeros(columns, np.float32)]
-    return x, y, params
+from common import BATCH, CLASSES, CLIENTS, FEATURES, HIDDEN, RATE, line, task
 
 
 def build(x: Any, y: Any) -> Any:  # noqa: ANN401 - a type of a package that only this interpreter has
@@ -95,17 +80,15 @@ def main() -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={chosen.devices}"
     seconds, loss = run(chosen.warmup, chosen.rounds, chosen.backend)
-    row = {
-        "peer": "FedJAX",
-        "version": importlib.metadata.version("fedjax"),
-        "with": f"JAX {importlib.metadata.version('jax')}, {chosen.backend}, {chosen.devices} CPU devices",
-        "seconds_per_round": statistics.median(seconds),
-        "quickest": min(seconds),
-        "slowest": max(seconds),
-        "rounds": len(seconds),
-        "final_loss": loss,
-    }
-    print(json.dumps(row))
+    print(
+        line(
+            "FedJAX",
+            "fedjax",
+            f"JAX {importlib.metadata.version('jax')}, {chosen.backend}, {chosen.devices} CPU devices",
+            seconds,
+            loss,
+        )
+    )
 
 
 if __name__ == "__main__":

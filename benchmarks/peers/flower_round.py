@@ -8,10 +8,8 @@ of all clients, since Ray imports this file as a module there. Each actor has on
 import argparse
 import functools
 import importlib.metadata
-import json
 import logging
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -19,20 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-CLIENTS, EXAMPLES, FEATURES, HIDDEN, CLASSES, BATCH, RATE = 100, 20, 784, 128, 10, 10, 0.1
-
-
-@functools.cache
-def task() -> tuple[Any, Any, list[Any]]:
-    """Features (clients, examples, 784) float32, labels (clients, examples) int64, and the first parameters: w1, b1, w2, b2."""
-    rng = np.random.default_rng(0)
-    x, y = rng.random((CLIENTS, EXAMPLES, FEATURES), np.float32), rng.integers(0, CLASSES, (CLIENTS, EXAMPLES))
-    params: list[Any] = []
-    for rows, columns in ((FEATURES, HIDDEN), (HIDDEN, CLASSES)):
-        weight = rng.standard_normal((rows, columns), np.float32) * np.float32(np.sqrt(2 / rows))
-        params += [weight, np.zeros(columns, np.float32)]
-    return x, y, params
+from common import BATCH, CLIENTS, EXAMPLES, FEATURES, RATE, line, task
 
 
 @functools.cache
@@ -118,17 +103,15 @@ def main() -> None:
     import flower_round  # noqa: PLC0415
 
     seconds, loss = flower_round.run(chosen.warmup, chosen.rounds, chosen.cpus)
-    row = {
-        "peer": "Flower",
-        "version": importlib.metadata.version("flwr"),
-        "with": f"Ray {importlib.metadata.version('ray')}, JAX {importlib.metadata.version('jax')}, {chosen.cpus:g} CPUs a client",
-        "seconds_per_round": statistics.median(seconds),
-        "quickest": min(seconds),
-        "slowest": max(seconds),
-        "rounds": len(seconds),
-        "final_loss": loss,
-    }
-    print(json.dumps(row))
+    print(
+        line(
+            "Flower",
+            "flwr",
+            f"Ray {importlib.metadata.version('ray')}, JAX {importlib.metadata.version('jax')}, {chosen.cpus:g} CPUs a client",
+            seconds,
+            loss,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -7,29 +7,15 @@ processes of one thread each, as pfl's chapter on fast simulations does it.
 
 import argparse
 import importlib.metadata
-import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
 import numpy as np
-
-CLIENTS, EXAMPLES, FEATURES, HIDDEN, CLASSES, BATCH, RATE = 100, 20, 784, 128, 10, 10, 0.1
-
-
-def task() -> tuple[Any, Any, list[Any]]:
-    """Features (clients, examples, 784) float32, labels (clients, examples) int64, and the first parameters: w1, b1, w2, b2."""
-    rng = np.random.default_rng(0)
-    x, y = rng.random((CLIENTS, EXAMPLES, FEATURES), np.float32), rng.integers(0, CLASSES, (CLIENTS, EXAMPLES))
-    params: list[Any] = []
-    for rows, columns in ((FEATURES, HIDDEN), (HIDDEN, CLASSES)):
-        weight = rng.standard_normal((rows, columns), np.float32) * np.float32(np.sqrt(2 / rows))
-        params += [weight, np.zeros(columns, np.float32)]
-    return x, y, params
+from common import BATCH, CLASSES, CLIENTS, EXAMPLES, FEATURES, HIDDEN, RATE, line, task
 
 
 def build(params: list[Any]) -> Any:  # noqa: ANN401 - a type of a package that only this interpreter has, here and below
@@ -149,17 +135,15 @@ def main() -> None:
     finally:
         for other in others:
             other.wait(60)
-    row = {
-        "peer": "pfl",
-        "version": importlib.metadata.version("pfl"),
-        "with": f"PyTorch {importlib.metadata.version('torch')}, {chosen.workers} x {chosen.threads} threads",
-        "seconds_per_round": statistics.median(seconds),
-        "quickest": min(seconds),
-        "slowest": max(seconds),
-        "rounds": len(seconds),
-        "final_loss": loss,
-    }
-    print(json.dumps(row))
+    print(
+        line(
+            "pfl",
+            "pfl",
+            f"PyTorch {importlib.metadata.version('torch')}, {chosen.workers} x {chosen.threads} threads",
+            seconds,
+            loss,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -127,10 +127,7 @@ class Adapter:
         Raises:
             ModelError: a leaf is missing, unexpected, or has another shape or dtype.
         """
-        self.schema.require(Schema.of(params))
-        return np.concatenate(
-            [np.asarray(params[leaf.name]).astype(np.float64).reshape(-1) for leaf in self.schema.leaves]
-        )
+        return self.schema.ravel(params)
 
     def unravel(self, vector: npt.NDArray[Any]) -> Params:
         """The shared leaves that a vector (d,) of floats stands for, each cast back to its own dtype.
@@ -169,10 +166,7 @@ class Adapter:
 
     def hash(self, params: Params, beside: Mapping[str, Vector] | None = None) -> str:
         """Hex SHA-256 over the schema, the exact values, and what the server tells the sites beside them, by name."""
-        digest = hashlib.sha256(bytes.fromhex(self.schema.hash) + self.ravel(params).astype("<f8").tobytes())
-        for name, vector in sorted((beside or {}).items()):
-            digest.update(hashlib.sha256(name.encode()).digest() + vector.astype("<f8").tobytes())
-        return digest.hexdigest()
+        return self.schema.content_hash(params, beside)
 
     def checked(self, named: Mapping[str, Any]) -> Params:
         """Arrays of unknown origin as shared leaves.

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import rfc8785
 
 from fl.errors import ModelError
@@ -60,6 +61,24 @@ class Schema:
     def hash(self) -> str:
         """Hex SHA-256 over the canonical JSON of (name, shape, dtype) of every leaf."""
         return hashlib.sha256(rfc8785.dumps([[x.name, list(x.shape), x.dtype] for x in self.leaves])).hexdigest()
+
+    def ravel(self, params: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        """The leaves as one float64 vector (d,); exact for every floating dtype of 64 bits or fewer.
+
+        Raises:
+            ModelError: a leaf is missing, unexpected, or has another shape or dtype.
+        """
+        self.require(Schema.of(params))
+        return np.concatenate([np.asarray(params[leaf.name]).astype(np.float64).reshape(-1) for leaf in self.leaves])
+
+    def content_hash(
+        self, params: Mapping[str, Any], beside: Mapping[str, npt.NDArray[np.float64]] | None = None
+    ) -> str:
+        """Hex SHA-256 over the schema, the exact values, and vectors that go beside them, by name; raises as `ravel`."""
+        digest = hashlib.sha256(bytes.fromhex(self.hash) + self.ravel(params).astype("<f8").tobytes())
+        for name, vector in sorted((beside or {}).items()):
+            digest.update(hashlib.sha256(name.encode()).digest() + vector.astype("<f8").tobytes())
+        return digest.hexdigest()
 
     def require(self, other: "Schema") -> None:
         """Check that `other` is this schema.

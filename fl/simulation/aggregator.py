@@ -21,7 +21,7 @@ from fl.data import Records
 from fl.data.population import Ids, sample
 from fl.model import Adapter, Local, Vector
 from fl.simulation.cohort import Cohort, Passes, Plainly, Task
-from fl.site import Agreement, Announcement
+from fl.site import Agreement, Announcement, stream_of
 from privacy.errors import InputError, PlanError
 from privacy.noise import NoiseSource
 from privacy.plan import Plan
@@ -195,20 +195,19 @@ class CohortAggregator:
     def _noise(self, plan: Plan, announcement: Announcement, survivors: Ids, block: str, length: int) -> Int64:
         if self.noise is None:
             raise PlanError("a plan needs a noise source")
-        at = {"round": announcement.round, "attempt": announcement.attempt}
         total = np.zeros(length, np.int64)
         if self.agreement.test_seed is not None:
             for client in survivors.tolist():
-                total += self.noise.share(plan.sigma_local, length, run="test", site=client, purpose=block, **at)
+                stream = stream_of(self.agreement, announcement, client)
+                total += self.noise.share(plan.sigma_local, length, purpose=block, **stream)
             return total
         # As many shares together as the sampler can draw at once: sums of discrete Gaussians are discrete Gaussians.
         most = max(1, math.floor((MAX_SIGMA / plan.sigma_local) ** 2 * (1 - 1e-9)))
         for group, start in enumerate(range(0, len(survivors), most)):
             shares = min(most, len(survivors) - start)
             sigma = plan.sigma_local * math.sqrt(shares)
-            total += self.noise.share(
-                sigma, length, run=self.agreement.run, site=group, purpose=f"{block}, summed", **at
-            )
+            stream = stream_of(self.agreement, announcement, group)
+            total += self.noise.share(sigma, length, purpose=f"{block}, summed", **stream)
         return total
 
     def _reasons(self, announcement: Announcement, refused: Ids) -> dict[int, str]:

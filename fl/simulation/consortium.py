@@ -17,12 +17,11 @@ from fl.algorithms.base import Contribution
 from fl.errors import RoundFailedError
 from fl.experiment import Experiment
 from fl.model import Local
-from fl.site import Announcement, Entropy, Participation, Site
+from fl.site import Announcement, Entropy, Participation, Site, is_first, noise_source
 from privacy.budget import Budget
 from privacy.errors import BudgetExceededError, InputError
 from privacy.ledger import Ledger, read_entries, witness
 from privacy.ledger.chain import ChainError
-from privacy.noise import NoiseSource
 from secagg.crypto.sealing import MLKEM_SEED_LENGTH, SERVER_ID, SUITES
 from secagg.engines.inprocess import InProcessEngine, Tap
 from secagg.errors import RoundError
@@ -82,7 +81,6 @@ class Consortium:
             server_verify_key=self.server.verify_key,
             server_sealing_key=self.server.sealing_key,
         )
-        noisy = agreement.plan is not None
         self.sites = {
             client: Site(
                 id=client,
@@ -94,7 +92,7 @@ class Consortium:
                 key=jax.random.fold_in(jax.random.key(experiment.config.seed), client),
                 identity=identities[client],
                 roster=roster,
-                noise=(NoiseSource() if seed is None else NoiseSource.insecure_test(seed)) if noisy else None,
+                noise=noise_source(agreement),
                 ledger=ledgers.get(rows.name),
                 budget=_lifetime_budget(experiment),
                 entropy=_site_entropy(seed, client),
@@ -154,8 +152,7 @@ class Consortium:
 
     def _silences(self, announcement: Announcement) -> Mapping[int, str]:
         """Planned silences befall the first attempt only, and that again where a process stopped and another goes on."""
-        number, attempt = self._first
-        if announcement.attempt != (attempt if announcement.round == number else 0):
+        if not is_first(announcement, self._first):
             return {}
         planned = self.experiment.silences.get(announcement.round, {})
         return {client: planned[site.name] for client, site in self.sites.items() if site.name in planned}

@@ -5,23 +5,20 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fl.aggregation import Aggregate, Silences
-from fl.algorithms.base import Contribution
 from fl.errors import ConfigError
 from fl.experiment import Experiment
 from fl.model import Local
 from fl.simulation.aggregator import CohortAggregator
 from fl.simulation.cohort import Cohort, Plainly
-from fl.site import Announcement
+from fl.site import Announcement, is_first, noise_source, with_noise
 from privacy.errors import InputError
 from privacy.ledger import Ledger
-from privacy.noise import NoiseSource
 from secagg.cores import CORES
 from secagg.params import PHASES
 from secagg.testing import simulate_round
@@ -66,9 +63,6 @@ class Crowd:
         if encoding is None:
             raise ConfigError('simulation.engine: "cohort" does not know this algorithm')
         plain = Plainly(encoding.layout, getattr(encoding, "uniform", False), getattr(encoding, "extra", ()))
-        noise = None
-        if agreement.plan is not None:
-            noise = NoiseSource() if agreement.test_seed is None else NoiseSource.insecure_test(agreement.test_seed)
         self._aggregator = CohortAggregator(
             Cohort(
                 algorithm,
@@ -81,10 +75,9 @@ class Crowd:
             experiment.adapter,
             clients=config.simulation.cohort,
             silences=self._silences,
-            noise=noise,
+            noise=noise_source(agreement),
             upload=encoding.upload,
         )
-        self._noise = noise
         self.ledgers: Mapping[str, Ledger] = {}
 
     def aggregate(self, announcement: Announcement) -> Aggregate:
@@ -113,8 +106,7 @@ class Crowd:
     def _silences(self, announcement: Announcement) -> Silences:
         """A part of the round's clients goes silent before its vectors leave, in the first attempt."""
         rate = self._experiment.config.simulation.drop_rate
-        number, attempt = self._first
-        if rate == 0 or announcement.attempt != (attempt if announcement.round == number else 0):
+        if rate == 0 or not is_first(announcement, self._first):
             return {}
         ids = self._aggregator.members(announcement.round)
         draw = np.random.default_rng([_SILENT, self._experiment.config.seed, announcement.round])
@@ -134,30 +126,11 @@ class Crowd:
             except InputError as error:
                 refused[client], silent[client] = str(error), PHASES[2]
                 values = {block.name: np.zeros(block.length, np.int64) for block in params.blocks}
-            inputs[client] = self._noised(announcement, client, values)
+            inputs[client] = with_noise(values, self._aggregator.noise, agreement, announcement, client)
         out = simulate_round(params, inputs, drops=silent, seed=agreement.test_seed)
         for client in out.survivors:
             if client not in out.dropped:
                 self._aggregator.keep(client, after[client])
-        return Aggregate(
-            mean=experiment.algorithm.decode(out.sums, announcement.clip),
-            survivors=out.survivors,
-            dropped=out.dropped,
-            sums=out.sums,
-            seconds=out.seconds,
-            bytes_up=out.bytes_up,
-            bytes_down=out.bytes_down,
-            transcript=out.transcript.hex(),
-            refused={} if agreement.plan is not None else refused,  # as a server would see it
-        )
-
-    def _noised(self, announcement: Announcement, client: int, values: Contribution) -> Contribution:
-        plan, noise = self._experiment.agreement.plan, self._noise
-        if plan is None or noise is None:
-            return values
-        run = "test" if self._experiment.agreement.test_seed is not None else self._experiment.agreement.run
-        at: dict[str, Any] = {"run": run, "round": announcement.round, "attempt": announcement.attempt, "site": client}
-        return {
-            name: value + noise.share(plan.sigma_local, len(value), purpose=name, **at)
-            for name, value in values.items()
-        }
+        result = Aggregate.of(out, experiment.algorithm, announcement.clip)
+        # A server would see no reason of a client's own.
+        return dataclasses.replace(result, refused={} if agreement.plan is not None else refused)

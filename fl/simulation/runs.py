@@ -1,7 +1,5 @@
 """A run in this process, from its first round or its last checkpoint to its report."""
 
-import csv
-import io
 import json
 import logging
 import math
@@ -72,11 +70,7 @@ class RunResult:
 
 
 class Parties(Protocol):
-    """Whoever trains in a simulation, and the harness that watches them.
-
-    Attributes:
-        aggregate: One attempt at one round.
-    """
+    """Whoever trains in a simulation, and the harness that watches them."""
 
     @property
     def aggregate(self) -> Aggregator:
@@ -293,13 +287,8 @@ class _Run:
     def write_csv(self) -> None:
         """Write metrics.csv: what metrics.jsonl and evaluation.jsonl say, a row a round, and in each whether it is private."""
         rounds, evaluations = (read_lines(self.folder / name) for name in ("metrics.jsonl", "evaluation.jsonl"))
-        rows = list(csv.reader(io.StringIO(metrics_csv(rounds, evaluations))))
-        private = "true" if self.experiment.agreement.private else "false"
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            [*row, private if index else "private"] for index, row in enumerate(rows)
-        )
-        write_file(self.folder / "metrics.csv", text.getvalue())
+        text = metrics_csv(rounds, evaluations, private=self.experiment.agreement.private)
+        write_file(self.folder / "metrics.csv", text)
 
     def _earlier(self) -> dict[str, Any] | None:
         """The result of the whole run, where there is one already."""
